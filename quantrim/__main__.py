@@ -1,0 +1,5 @@
+"""``python -m quantrim``."""
+
+from quantrim.cli import main
+
+main()

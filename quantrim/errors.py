@@ -1,0 +1,45 @@
+"""The errors a user sees: what is wrong, where, and how to mend it, in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QuantrimError(Exception):
+    """Base of every error that quantrim raises on purpose; the CLI prints it and exits 1."""
+
+
+class ModelError(QuantrimError):
+    """A model can't be read, captured, normalised or pruned as asked."""
+
+
+class DataError(QuantrimError):
+    """Images, labels, arrays or a data set folder are missing, unreadable or of the wrong shape."""
+
+
+class ConfigError(QuantrimError):
+    """A configuration file or an option holds an unknown key or an illegal value."""
+
+
+class EngineError(QuantrimError):
+    """An inference engine is missing, refuses the file, or fails while running it."""
+
+
+class CheckpointError(QuantrimError):
+    """A checkpoint, plan or sensitivity file is damaged or belongs to another model."""
+
+
+def did_you_mean(word: str, legal: Iterable[str]) -> str:
+    """Suggestion for a mistyped word.
+
+    Args:
+        word: what the user wrote.
+        legal: the words that would have been accepted.
+
+    Returns:
+        ``"; did you mean 'x'?"`` with the nearest legal word, else ``"; legal: a, b, ..."``.
+    """
+    choices = sorted(map(str, legal))
+    near = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else f"; legal: {', '.join(choices)}"

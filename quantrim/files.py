@@ -1,0 +1,94 @@
+"""Files that are whole or not there at all: write beside the target, then rename."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from quantrim.errors import DataError, QuantrimError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Temporary path beside ``path`` that is renamed to it when the block ends without an error.
+
+    The temporary name keeps the suffix, since savers choose their format by it.
+
+    Args:
+        path: where the finished file shall stand; missing parent folders are made.
+
+    Yields:
+        Path to write to, in the same folder.
+
+    Raises:
+        QuantrimError: the folder can't be written, or the disk is full.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise QuantrimError(
+            f"{path}: can't be written ({error.strerror or error}). "
+            "Choose a writable folder with enough free space."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as indented JSON atomically; NaN and infinity are refused (ValueError)."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror})") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a JSON file ({error})") from error
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file's content, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_mb(path: str | Path) -> float:
+    """Size of a file and of the external-data file beside it (``NAME.data``), in 10^6 bytes."""
+    path = Path(path)
+    external = path.with_name(path.name + ".data")
+    total = path.stat().st_size + (external.stat().st_size if external.exists() else 0)
+    return total / 1e6
