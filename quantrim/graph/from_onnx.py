@@ -1,0 +1,180 @@
+"""Graph view of a normalised ONNX model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from quantrim.graph.view import Graph, Node, Weight
+from quantrim.runtime import Feed, reference_session, with_outputs
+
+#: ONNX op type → canonical op. Conv, Gemm and MatMul are told apart by their constant operands below.
+CANONICAL = {
+    "Add": "add",
+    "ArgMax": "argmax",
+    "AveragePool": "avg_pool",
+    "BatchNormalization": "batch_norm",
+    "Clip": "clip",
+    "Concat": "concat",
+    "Conv": "conv",
+    "ConvTranspose": "conv_transpose",
+    "DepthToSpace": "depth_to_space",
+    "Div": "div",
+    "Dropout": "dropout",
+    "Elu": "elu",
+    "Erf": "erf",
+    "Expand": "expand",
+    "Flatten": "flatten",
+    "Gather": "gather",
+    "Gelu": "gelu",
+    "GlobalAveragePool": "global_avg_pool",
+    "HardSigmoid": "hard_sigmoid",
+    "HardSwish": "hard_swish",
+    "Identity": "identity",
+    "InstanceNormalization": "instance_norm",
+    "LayerNormalization": "layer_norm",
+    "LeakyRelu": "leaky_relu",
+    "MaxPool": "max_pool",
+    "Mish": "mish",
+    "Mul": "mul",
+    "PRelu": "prelu",
+    "Pad": "pad",
+    "ReduceMean": "mean",
+    "Relu": "relu",
+    "Reshape": "reshape",
+    "Resize": "resize",
+    "Sigmoid": "sigmoid",
+    "Slice": "slice",
+    "Softmax": "softmax",
+    "Softplus": "softplus",
+    "SpaceToDepth": "space_to_depth",
+    "Split": "split",
+    "Squeeze": "squeeze",
+    "Sub": "sub",
+    "Tanh": "tanh",
+    "Tile": "tile",
+    "Transpose": "transpose",
+    "Unsqueeze": "unsqueeze",
+}
+
+
+def graph_from_onnx(model: ir.Model, feed: Feed) -> Graph:
+    """Graph view of a model, with the tensor shapes that one real run shows.
+
+    Args:
+        model: normalised model; its node names are unique.
+        feed: one input for every graph input (batch 1 is enough).
+
+    Raises:
+        ModelError: ONNX Runtime can't load the model.
+    """
+    constants = set(model.graph.initializers)
+    nodes = tuple(_node(node, constants) for node in model.graph)
+    return Graph(
+        nodes=nodes,
+        inputs=tuple(str(v.name) for v in model.graph.inputs if v.name not in constants),
+        outputs=tuple(str(v.name) for v in model.graph.outputs),
+        shapes=observed_shapes(model, feed),
+    )
+
+
+def observed_shapes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
+    """Shape of every floating tensor in one run; exact where symbolic inference gives up."""
+    floats = [
+        str(value.name)
+        for node in model.graph
+        for value in node.outputs
+        if value.name and value.dtype in (ir.DataType.FLOAT, None)
+    ]
+    session = reference_session(with_outputs(model, floats))
+    names = [output.name for output in session.get_outputs()]
+    shapes = {name: tuple(array.shape) for name, array in feed.items()}
+    for name, array in zip(names, session.run(names, dict(feed)), strict=True):
+        if isinstance(array, np.ndarray):
+            shapes[name] = tuple(array.shape)
+    return shapes
+
+
+def _node(node: ir.Node, constants: set[str | None]) -> Node:
+    operands = [None if value is None else str(value.name) for value in node.inputs]
+    op = CANONICAL.get(node.op_type, "other") if node.domain in ("", "ai.onnx") else "other"
+    weight, bias = None, None
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        op, weight, bias = _linear_operands(node, op, operands, constants)
+    fixed = {weight.name} if weight else set()
+    fixed |= {bias} if bias else set()
+    inputs = tuple(name for name in operands if name and name not in constants and name not in fixed)
+    return Node(
+        name=str(node.name),
+        op=op,
+        kind=node.op_type,
+        inputs=inputs,
+        outputs=tuple(str(value.name) for value in node.outputs if value.name),
+        weight=weight,
+        bias=bias,
+        attributes=_attributes(node, op, operands, constants),
+    )
+
+
+def _linear_operands(
+    node: ir.Node, op: str, operands: Sequence[str | None], constants: set[str | None]
+) -> tuple[str, Weight | None, str | None]:
+    """Canonical op, weight and bias of a node that multiplies by its second operand.
+
+    ``Gemm(alpha != 1)`` or ``transA`` stay "matmul" without weight: no exporter writes them for layers.
+    """
+    product = "matmul" if node.op_type in ("Gemm", "MatMul") else op
+    if len(operands) < 2 or operands[1] not in constants:
+        return product, None, None
+    shape = tuple(int(d) for d in node.inputs[1].const_value.shape)  # type: ignore[union-attr]
+    if node.op_type == "Gemm":
+        if node.attributes.get_int("transA", 0) or node.attributes.get_float("alpha", 1.0) != 1.0:
+            return "other", None, None
+        axis = 0 if node.attributes.get_int("transB", 0) else 1
+    elif node.op_type == "MatMul":
+        axis = len(shape) - 1
+        if len(shape) != 2:
+            return "matmul", None, None
+    else:
+        axis = 1 if node.op_type == "ConvTranspose" else 0
+    bias = operands[2] if len(operands) > 2 and operands[2] in constants else None
+    op = "linear" if product == "matmul" else op
+    return op, Weight(name=str(operands[1]), axis=axis, shape=shape), bias
+
+
+def _attributes(
+    node: ir.Node, op: str, operands: Sequence[str | None], constants: set[str | None]
+) -> dict[str, Any]:
+    """What placement asks of a node: group, transB, bounds of a clip, constant operands, mode."""
+    found: dict[str, Any] = {}
+    for key in ("group", "transB", "axis", "mode", "approximate"):
+        if key in node.attributes:
+            value = node.attributes[key].value
+            found[key] = value.decode() if isinstance(value, bytes) else value
+    if op == "clip":
+        found["low"], found["high"] = (_scalar(node, position) for position in (1, 2))
+    if op in ("add", "mul", "sub", "div") and any(name in constants for name in operands):
+        found["constant_operand"] = True
+    return found
+
+
+def _scalar(node: ir.Node, position: int) -> float | None:
+    value = node.inputs[position] if len(node.inputs) > position else None
+    if value is None or value.const_value is None:
+        return None
+    return float(value.const_value.numpy().reshape(-1)[0])
+
+
+def constant(model: ir.Model, name: str) -> np.ndarray:
+    """Value of an initializer as a numpy array (read-only)."""
+    tensor = model.graph.initializers[name].const_value
+    assert tensor is not None, name
+    return tensor.numpy()
+
+
+def constants_of(model: ir.Model, names: Mapping[str, Any] | Sequence[str]) -> dict[str, np.ndarray]:
+    """Values of several initializers by name."""
+    return {name: constant(model, name) for name in names}

@@ -1,0 +1,241 @@
+"""Read an ONNX file and bring it to the form that placement understands, proven equal to the original.
+
+What normalising does, in order:
+
+1. opset below 13 is converted to 17 (per-channel DequantizeLinear starts at 13);
+2. constants are folded, dead nodes and identities dropped, shared constants de-duplicated;
+3. BatchNorm is folded into the linear op before it, padding into convolutions, successive clips into one;
+4. the spatial mean of a 4-D tensor becomes GlobalAveragePool, ``MatMul + Add`` becomes Gemm,
+   ``x * HardSigmoid(x)`` becomes HardSwish: the forms that engines have INT8 or fused kernels for;
+5. nodes without a unique name get one.
+
+Names and dynamic axes of inputs and outputs stay as they were.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+import onnxscript.optimizer
+import onnxscript.rewriter
+from google.protobuf.message import DecodeError
+from onnxscript.rewriter.rules import common as rules
+
+from quantrim.errors import ModelError
+from quantrim.runtime import Feed, first_line, numpy_dtype, reference_session
+
+#: Largest relative L2 distance that re-ordered float32 sums explain.
+EQUAL_TOLERANCE = 1e-4
+_OLDEST_OPSET = 13
+_UPGRADE_OPSET = 17
+
+
+def read_onnx(path: str | Path) -> ir.Model:
+    """Read an ONNX file, external data included.
+
+    Args:
+        path: the .onnx file.
+
+    Raises:
+        ModelError: the file is missing, truncated, not ONNX, or its external data can't be found.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file.")
+    try:
+        proto = onnx.load(path)
+    except DecodeError as error:
+        raise ModelError(
+            f"{path}: not an ONNX file, or a truncated one ({path.stat().st_size} bytes). Export it again."
+        ) from error
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError(f"{path}: {first_line(error)}. Is its external-data file beside it?") from error
+    if not proto.graph.output:
+        raise ModelError(f"{path}: not an ONNX file, or a truncated one: it has no outputs.")
+    return ir.serde.deserialize_model(_upgrade(proto, path))
+
+
+def _upgrade(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if opset >= _OLDEST_OPSET:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, _UPGRADE_OPSET)
+    except Exception as error:  # the C++ converter raises bare RuntimeErrors of many kinds
+        raise ModelError(
+            f"{path}: opset {opset} can't be converted to {_UPGRADE_OPSET} ({first_line(error)}). "
+            f"Export it again with opset {_OLDEST_OPSET} or newer."
+        ) from error
+
+
+def normalize(model: ir.Model) -> ir.Model:
+    """Normalised copy of a model; the argument is left alone.
+
+    Raises:
+        ModelError: the model holds no float32 data path.
+    """
+    _require_float32(model)
+    model = model.clone()
+    onnxscript.optimizer.optimize(model, onnx_shape_inference=True)
+    model = onnxscript.rewriter.rewrite(model, pattern_rewrite_rules=_rules(model))
+    pools_from_means(model)
+    onnxscript.optimizer.remove_unused_nodes(model)
+    common_passes.LiftConstantsToInitializersPass(lift_all_constants=True)(model)
+    common_passes.RemoveInitializersFromInputsPass()(model)
+    name_nodes(model)
+    return model
+
+
+def _rules(model: ir.Model) -> list[onnxscript.rewriter.RewriteRule]:
+    chosen = [
+        rules.fuse_batchnorm_into_conv_rule,
+        rules.fuse_batchnorm_into_conv_transpose_rule,
+        rules.fuse_batchnorm_into_gemm_rule,
+        rules.fuse_pad_into_conv_rule,
+        rules.normalize_pad_format_conv_rule,
+        rules.matmul_add_to_gemm_rule,
+        rules.successive_relu_rule,
+        rules.successive_clip_rule,
+        rules.successive_clip_relu_rule,
+        rules.successive_relu_clip_rule,
+    ]
+    if model.opset_imports.get("", 0) >= 14:
+        chosen.extend(rules.fuse_hardswish_rules())
+    return chosen
+
+
+def _require_float32(model: ir.Model) -> None:
+    halves = [v.name for v in model.graph.inputs if v.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)]
+    if halves:
+        raise ModelError(
+            f"input {halves[0]!r} is 16-bit float; quantrim starts from float32. Export the float32 model."
+        )
+    if not any(v.dtype == ir.DataType.FLOAT for v in model.graph.inputs):
+        described = ", ".join(f"{v.name!r} ({v.dtype})" for v in model.graph.inputs) or "none"
+        raise ModelError(f"no float32 input (inputs: {described}); quantrim quantizes float32 vision models.")
+
+
+def pools_from_means(model: ir.Model) -> None:
+    """Replace ReduceMean over both spatial axes of a 4-D tensor by GlobalAveragePool (and Flatten).
+
+    Engines have INT8 kernels for the pool; none has one for the general mean.
+    """
+    for node in list(model.graph):
+        if node.op_type != "ReduceMean" or not _is_spatial_mean(node):
+            continue
+        keep = node.attributes.get_int("keepdims", 1)
+        pooled = ir.node("GlobalAveragePool", [node.inputs[0]], name=f"{node.name}_pool")
+        made = [pooled]
+        if not keep:
+            made.append(ir.node("Flatten", [pooled.outputs[0]], {"axis": 1}, name=f"{node.name}_flat"))
+        old, new = node.outputs[0], made[-1].outputs[0]
+        new.name, new.shape, new.type = old.name, old.shape, old.type
+        if not keep:
+            pooled.outputs[0].name = f"{old.name}_pooled"
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], made, [old], [new])
+
+
+def _is_spatial_mean(node: ir.Node) -> bool:
+    source = node.inputs[0]
+    if source is None or source.shape is None or len(source.shape) != 4:
+        return False
+    if "axes" in node.attributes:
+        axes = list(node.attributes.get_ints("axes"))
+    elif len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].const_value is not None:
+        axes = node.inputs[1].const_value.numpy().ravel().tolist()
+    else:
+        return False
+    return sorted(axis % 4 for axis in axes) == [2, 3]
+
+
+def name_nodes(model: ir.Model) -> None:
+    """Give every node a unique name, from its op type and output where it has none."""
+    seen: Counter[str] = Counter()
+    for node in model.graph:
+        base = node.name or f"{node.op_type}_{node.outputs[0].name}"
+        seen[base] += 1
+        node.name = base if seen[base] == 1 else f"{base}__{seen[base]}"
+
+
+def random_feed(model: ir.Model, shape: tuple[int, ...] | None = None, seed: int = 0) -> Feed:
+    """Standard-normal inputs of the model's shapes.
+
+    Args:
+        model: the model.
+        shape: shape of the first input; needed where axes other than the first are dynamic.
+        seed: seed of the generator.
+
+    Raises:
+        ModelError: an axis other than the batch is dynamic and no shape was given, or the shape
+            contradicts the model.
+    """
+    generator = np.random.default_rng(seed)
+    feed = {}
+    for position, value in enumerate(model.graph.inputs):
+        known = shape if position == 0 else None
+        size = _concrete_shape(value, known)
+        feed[str(value.name)] = generator.standard_normal(size).astype(numpy_dtype(value))
+    return feed
+
+
+def _concrete_shape(value: ir.Value, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    declared = [d if isinstance(d, int) else None for d in (value.shape or [])]
+    if given is not None:
+        fits = len(given) == len(declared) and all(
+            d in (None, g) for d, g in zip(declared, given, strict=True)
+        )
+        if value.shape is not None and not fits:
+            raise ModelError(f"input {value.name!r} has shape {_spell(declared)}, not {_spell(given)}.")
+        return given
+    dims = [1 if index == 0 and d is None else d for index, d in enumerate(declared)]
+    if value.shape is None or any(d is None for d in dims):
+        raise ModelError(
+            f"input {value.name!r} has dynamic shape {_spell(declared)}. Pass --input-shape, e.g. 1,3,224,224."
+        )
+    return tuple(d for d in dims if d is not None)
+
+
+def _spell(shape: object) -> str:
+    return "x".join("?" if d is None else str(d) for d in shape)  # type: ignore[attr-defined]
+
+
+def prove_equal(original: ir.Model, normalized: ir.Model, feed: Feed) -> float:
+    """Largest relative L2 distance between the outputs of two models on the same input.
+
+    Raises:
+        ModelError: they differ by more than rounding explains.
+    """
+    before = run_model(original, feed)
+    after = run_model(normalized, feed)
+    worst = 0.0
+    for name, expected in before.items():
+        distance = relative_distance(expected, after[name])
+        worst = max(worst, distance)
+        if not distance <= EQUAL_TOLERANCE:
+            raise ModelError(
+                f"normalising changed output {name!r} by {distance:.1e} (relative L2). "
+                "Please report this model; --no-normalize leaves the graph as it is."
+            )
+    return worst
+
+
+def run_model(model: ir.Model, feed: Feed) -> Mapping[str, np.ndarray]:
+    """Outputs of an in-memory model on ONNX Runtime, by name."""
+    session = reference_session(model)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+
+def relative_distance(expected: np.ndarray, got: np.ndarray) -> float:
+    """||expected - got|| / ||expected|| in float64; infinite when shapes differ."""
+    if expected.shape != got.shape:
+        return float("inf")
+    scale = float(np.linalg.norm(expected.astype(np.float64)))
+    error = float(np.linalg.norm(expected.astype(np.float64) - got.astype(np.float64)))
+    return error / scale if scale > 0 else error

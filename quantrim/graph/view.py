@@ -1,0 +1,141 @@
+"""The model as every stage sees it: nodes with canonical ops, joined by tensor names.
+
+A :class:`Graph` is plain data. Two makers fill it: :mod:`quantrim.graph.from_onnx` and the tracer of
+:mod:`quantrim.qat`. Placement, calibration and verdicts read it and know nothing of ONNX or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+#: Ops that multiply an activation with a constant weight.
+LINEAR_OPS = frozenset({"conv", "conv_transpose", "linear"})
+#: Element-wise functions of one tensor that engines compute inside the linear op before them.
+ACTIVATION_OPS = frozenset(
+    {"relu", "clip", "leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish", "swish", "gelu", "tanh",
+     "elu", "prelu", "mish", "softplus", "erf"}
+)  # fmt: skip
+#: Ops that move values without changing them: what comes out was there before.
+MOVEMENT_OPS = frozenset(
+    {"reshape", "transpose", "flatten", "squeeze", "unsqueeze", "slice", "split", "gather", "expand",
+     "tile", "depth_to_space", "space_to_depth", "max_pool", "identity", "dropout", "pad"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A constant operand of a linear op.
+
+    Attributes:
+        name: tensor name of the constant.
+        axis: dimension that counts output channels (of one group, for a transposed convolution).
+        shape: its shape.
+    """
+
+    name: str
+    axis: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation.
+
+    Attributes:
+        name: unique name; a user's ``--skip`` globs match it.
+        op: canonical op ("conv", "linear", "add", ...; "other" when quantrim has no name for it).
+        kind: what the source calls it ("Conv", "aten::conv2d").
+        inputs: activation tensors read, in order; constants are left out.
+        outputs: tensors made, in order.
+        weight: constant operand of a linear op, else None.
+        bias: name of the constant bias, else None.
+        attributes: what placement needs to know (group, low/high of clip, mode, ...).
+    """
+
+    name: str
+    op: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weight: Weight | None = None
+    bias: str | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def output(self) -> str:
+        """First output, the only one of most ops."""
+        return self.outputs[0]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in topological order with the tensors that enter and leave.
+
+    Attributes:
+        nodes: every node, producers before consumers.
+        inputs: tensors fed by the user.
+        outputs: tensors returned to the user.
+        shapes: shape of each floating tensor, for the example that was run (batch included).
+    """
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @cached_property
+    def producer(self) -> dict[str, Node]:
+        """The node that makes each tensor; graph inputs have none."""
+        return {tensor: node for node in self.nodes for tensor in node.outputs}
+
+    @cached_property
+    def consumers(self) -> dict[str, tuple[Node, ...]]:
+        """The nodes that read each tensor, in order."""
+        readers: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for tensor in dict.fromkeys(node.inputs):
+                readers.setdefault(tensor, []).append(node)
+        return {tensor: tuple(nodes) for tensor, nodes in readers.items()}
+
+    @cached_property
+    def by_name(self) -> dict[str, Node]:
+        """Nodes by name."""
+        return {node.name: node for node in self.nodes}
+
+    def sole_consumer(self, tensor: str) -> Node | None:
+        """The only reader of a tensor, or None when it has several, none, or leaves the graph."""
+        readers = self.consumers.get(tensor, ())
+        return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
+
+
+def macs(graph: Graph, node: Node) -> int:
+    """Multiply-accumulates of a node for the example's shapes; 0 for ops without multiplications.
+
+    A convolution with weight (O, I/g, kH, kW) makes I/g*kH*kW products for each output value; a matrix
+    product of inner size K makes K.
+    """
+    out = graph.shapes.get(node.output)
+    if out is None:
+        return 0
+    size = _product(out)
+    if node.op == "conv" and node.weight:
+        return size * _product(node.weight.shape[1:])
+    if node.op == "conv_transpose" and node.weight:
+        source = graph.shapes.get(node.inputs[0], ())
+        return _product(source) * _product(node.weight.shape[1:])
+    if node.op == "linear" and node.weight:
+        return size * (_product(node.weight.shape) // node.weight.shape[node.weight.axis])
+    if node.op == "matmul":
+        left = graph.shapes.get(node.inputs[0])
+        return size * left[-1] if left else 0
+    return 0
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

@@ -1,0 +1,22 @@
+"""What each engine runs in INT8, one file of data an engine."""
+
+from quantrim.errors import ConfigError, did_you_mean
+from quantrim.targets.base import Target
+from quantrim.targets.openvino import OPENVINO
+from quantrim.targets.portable import PORTABLE
+
+TARGETS = {target.name: target for target in (PORTABLE, OPENVINO)}
+
+
+def target_named(name: str) -> Target:
+    """Target by the name a user types.
+
+    Raises:
+        ConfigError: no such target.
+    """
+    if name not in TARGETS:
+        raise ConfigError(f"unknown target {name!r}{did_you_mean(name, TARGETS)}")
+    return TARGETS[name]
+
+
+__all__ = ["OPENVINO", "PORTABLE", "TARGETS", "Target", "target_named"]

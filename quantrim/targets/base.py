@@ -1,0 +1,52 @@
+"""What an engine runs in INT8, as data. One file an engine holds one :class:`Target`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Rules of one engine (or of several at once).
+
+    Attributes:
+        name: what the user types.
+        engines: engines that the file must load on.
+        activation: "u8" affine (zero point anywhere in 0..255) or "s8" symmetric (zero point 0).
+        compute: ops with a constant weight that run INT8, and start everything else.
+        join: ops of several activations that run INT8 when all their inputs arrive as INT8.
+        follow: ops of one activation that run INT8 when their input does, with a scale of their own.
+        carry: ops that run INT8 and keep the scale of their input.
+        fuse: activations computed inside the compute op before them; the quantizer stands behind.
+        shared_scale: joins whose inputs and output have one scale.
+        needs_output: compute ops that run INT8 only with a quantizer behind them. When it is empty,
+            quantizers stand on inputs alone.
+        residual: "both" inputs of an add are quantized, or only the "identity" branch, the other one
+            being fused into the convolution that makes it.
+        bias: "int32" with scale s_x * s_w, or "float".
+        int8_matmul: products of two activations run INT8.
+        notes: where each rule was seen: rule → engine version and source.
+    """
+
+    name: str
+    engines: tuple[str, ...]
+    activation: Literal["u8", "s8"]
+    compute: frozenset[str]
+    join: frozenset[str]
+    follow: frozenset[str]
+    carry: frozenset[str]
+    fuse: frozenset[str]
+    shared_scale: frozenset[str]
+    needs_output: frozenset[str]
+    residual: Literal["both", "identity"]
+    bias: Literal["int32", "float"]
+    int8_matmul: bool
+    notes: Mapping[str, str]
+
+    @property
+    def runs_int8(self) -> frozenset[str]:
+        """Every op that may run INT8."""
+        matmul = frozenset({"matmul"}) if self.int8_matmul else frozenset()
+        return self.compute | self.join | self.follow | self.carry | matmul
