@@ -106,7 +106,9 @@ def _node(node: ir.Node, constants: set[str | None]) -> Node:
         op, weight, bias = _linear_operands(node, op, operands, constants)
     fixed = {weight.name} if weight else set()
     fixed |= {bias} if bias else set()
-    inputs = tuple(name for name in operands if name and name not in constants and name not in fixed)
+    inputs = tuple(
+        name for name in operands if name and name not in constants and name not in fixed
+    )
     return Node(
         name=str(node.name),
         op=op,
@@ -175,6 +177,8 @@ def constant(model: ir.Model, name: str) -> np.ndarray:
     return tensor.numpy()
 
 
-def constants_of(model: ir.Model, names: Mapping[str, Any] | Sequence[str]) -> dict[str, np.ndarray]:
+def constants_of(
+    model: ir.Model, names: Mapping[str, Any] | Sequence[str]
+) -> dict[str, np.ndarray]:
     """Values of several initializers by name."""
     return {name: constant(model, name) for name in names}

@@ -10,12 +10,34 @@ OPENVINO = Target(
     join=frozenset({"add", "concat"}),
     follow=frozenset({"avg_pool", "global_avg_pool"}),
     carry=frozenset(
-        {"max_pool", "reshape", "flatten", "squeeze", "unsqueeze", "transpose", "split", "depth_to_space",
-         "space_to_depth", "resize", "identity"}
+        {
+            "max_pool",
+            "reshape",
+            "flatten",
+            "squeeze",
+            "unsqueeze",
+            "transpose",
+            "split",
+            "depth_to_space",
+            "space_to_depth",
+            "resize",
+            "identity",
+        }
     ),  # fmt: skip
     fuse=frozenset(
-        {"relu", "clip", "leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish", "swish", "gelu", "tanh",
-         "elu", "mish"}
+        {
+            "relu",
+            "clip",
+            "leaky_relu",
+            "sigmoid",
+            "hard_sigmoid",
+            "hard_swish",
+            "swish",
+            "gelu",
+            "tanh",
+            "elu",
+            "mish",
+        }
     ),  # fmt: skip
     shared_scale=frozenset({"concat"}),
     needs_output=frozenset(),

@@ -10,7 +10,17 @@ PORTABLE = Target(
     join=frozenset({"add", "concat"}),
     follow=frozenset({"avg_pool", "global_avg_pool"}),
     carry=frozenset(
-        {"max_pool", "reshape", "flatten", "squeeze", "unsqueeze", "transpose", "split", "resize", "identity"}
+        {
+            "max_pool",
+            "reshape",
+            "flatten",
+            "squeeze",
+            "unsqueeze",
+            "transpose",
+            "split",
+            "resize",
+            "identity",
+        }
     ),
     fuse=frozenset({"relu", "clip"}),
     shared_scale=frozenset({"concat"}),

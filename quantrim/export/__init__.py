@@ -1,0 +1,1 @@
+"""Writers of QDQ ONNX and exporters of modules."""
