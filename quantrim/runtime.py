@@ -54,9 +54,7 @@ def reference_session(model: ir.Model, *, threads: int | None = None) -> ort.Inf
 
 def with_outputs(model: ir.Model, tensors: Iterable[str]) -> ir.Model:
     """Copy of a model that also returns the named inner tensors (weights are shared, not copied)."""
-    copy = ir.Model(
-        model.graph.clone(), ir_version=model.ir_version, functions=list(model.functions.values())
-    )
+    copy = ir.Model(model.graph.clone(), ir_version=model.ir_version, functions=list(model.functions.values()))
     values = {value.name: value for node in copy.graph for value in node.outputs}
     present = {value.name for value in copy.graph.outputs}
     for name in tensors:

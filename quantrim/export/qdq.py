@@ -75,22 +75,16 @@ def write_qdq(
     return model
 
 
-def _quantize_activation(
-    model: ir.Model, plan: Plan, value: ir.Value, scale: ActivationScale
-) -> None:
+def _quantize_activation(model: ir.Model, plan: Plan, value: ir.Value, scale: ActivationScale) -> None:
     name = str(value.name)
-    readers = [
-        (node, position) for node, position in value.uses() if (str(node.name), name) in plan.reads
-    ]
+    readers = [(node, position) for node, position in value.uses() if (str(node.name), name) in plan.reads]
     dtype = np.int8 if scale.signed else np.uint8
     operands = [
         _initializer(model, f"{name}_scale", np.array(scale.scale, np.float32)),
         _initializer(model, f"{name}_zero_point", np.array(scale.zero_point, dtype)),
     ]
     quantize = ir.node("QuantizeLinear", [value, *operands], name=f"{name}_QuantizeLinear")
-    dequantize = ir.node(
-        "DequantizeLinear", [quantize.outputs[0], *operands], name=f"{name}_DequantizeLinear"
-    )
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *operands], name=f"{name}_DequantizeLinear")
     quantize.outputs[0].name = f"{name}_quantized"
     real = dequantize.outputs[0]
     real.name, real.shape, real.type = f"{name}_dequantized", value.shape, value.type
@@ -114,12 +108,8 @@ def _return_instead(model: ir.Model, value: ir.Value, real: ir.Value) -> None:
     value.name, real.name = f"{name}_float", name
 
 
-def _quantize_constant(
-    model: ir.Model, node: ir.Node, quantizer: WeightQuantizer, codes: WeightCodes
-) -> None:
-    real = _dequantized(
-        model, f"{quantizer.tensor}@{node.name}", codes.codes, codes.scales, codes.axis, node
-    )
+def _quantize_constant(model: ir.Model, node: ir.Node, quantizer: WeightQuantizer, codes: WeightCodes) -> None:
+    real = _dequantized(model, f"{quantizer.tensor}@{node.name}", codes.codes, codes.scales, codes.axis, node)
     node.replace_input_with(1, real)
 
 
@@ -138,9 +128,7 @@ def _store_bias(
     integers = quantize_bias(bias, codes.scales, source_scale)
     scales = (np.float64(source_scale) * codes.scales.astype(np.float64)).astype(np.float32)
     axis = 0 if codes.scales.size > 1 else None
-    real = _dequantized(
-        model, f"{quantizer.bias or node.name}@{node.name}.bias", integers, scales, axis, node
-    )
+    real = _dequantized(model, f"{quantizer.bias or node.name}@{node.name}.bias", integers, scales, axis, node)
     if len(node.inputs) > 2:
         node.replace_input_with(2, real)
     else:
@@ -196,17 +184,13 @@ def save_model(model: ir.Model, path: str | Path) -> None:
             atomic_path(path) as temporary,
         ):
             ir.save(model, temporary, external_data=data.name)
-            text = temporary.read_bytes().replace(
-                data.name.encode(), (path.name + ".data").encode()
-            )
+            text = temporary.read_bytes().replace(data.name.encode(), (path.name + ".data").encode())
             temporary.write_bytes(text)
         return
     proto = ir.serde.serialize_model(model)
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
-        raise ModelError(
-            f"{path}: the quantized graph is not valid ONNX: {first_line(error)}"
-        ) from error
+        raise ModelError(f"{path}: the quantized graph is not valid ONNX: {first_line(error)}") from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,7 +98,7 @@ def observed_shapes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _node(node: ir.Node, constants: set[str | None]) -> Node:
+def _node(node: ir.Node, constants: Collection[str | None]) -> Node:
     operands = [None if value is None else str(value.name) for value in node.inputs]
     op = CANONICAL.get(node.op_type, "other") if node.domain in ("", "ai.onnx") else "other"
     weight, bias = None, None
@@ -106,9 +106,7 @@ def _node(node: ir.Node, constants: set[str | None]) -> Node:
         op, weight, bias = _linear_operands(node, op, operands, constants)
     fixed = {weight.name} if weight else set()
     fixed |= {bias} if bias else set()
-    inputs = tuple(
-        name for name in operands if name and name not in constants and name not in fixed
-    )
+    inputs = tuple(name for name in operands if name and name not in constants and name not in fixed)
     return Node(
         name=str(node.name),
         op=op,
@@ -122,7 +120,7 @@ def _node(node: ir.Node, constants: set[str | None]) -> Node:
 
 
 def _linear_operands(
-    node: ir.Node, op: str, operands: Sequence[str | None], constants: set[str | None]
+    node: ir.Node, op: str, operands: Sequence[str | None], constants: Collection[str | None]
 ) -> tuple[str, Weight | None, str | None]:
     """Canonical op, weight and bias of a node that multiplies by its second operand.
 
@@ -131,7 +129,7 @@ def _linear_operands(
     product = "matmul" if node.op_type in ("Gemm", "MatMul") else op
     if len(operands) < 2 or operands[1] not in constants:
         return product, None, None
-    shape = tuple(int(d) for d in node.inputs[1].const_value.shape)  # type: ignore[union-attr]
+    shape = tuple(node.inputs[1].const_value.numpy().shape)  # type: ignore[union-attr]
     if node.op_type == "Gemm":
         if node.attributes.get_int("transA", 0) or node.attributes.get_float("alpha", 1.0) != 1.0:
             return "other", None, None
@@ -148,7 +146,7 @@ def _linear_operands(
 
 
 def _attributes(
-    node: ir.Node, op: str, operands: Sequence[str | None], constants: set[str | None]
+    node: ir.Node, op: str, operands: Sequence[str | None], constants: Collection[str | None]
 ) -> dict[str, Any]:
     """What placement asks of a node: group, transB, bounds of a clip, constant operands, mode."""
     found: dict[str, Any] = {}
@@ -177,8 +175,6 @@ def constant(model: ir.Model, name: str) -> np.ndarray:
     return tensor.numpy()
 
 
-def constants_of(
-    model: ir.Model, names: Mapping[str, Any] | Sequence[str]
-) -> dict[str, np.ndarray]:
+def constants_of(model: ir.Model, names: Mapping[str, Any] | Sequence[str]) -> dict[str, np.ndarray]:
     """Values of several initializers by name."""
     return {name: constant(model, name) for name in names}

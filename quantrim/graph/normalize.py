@@ -55,18 +55,14 @@ def read_onnx(path: str | Path) -> ir.Model:
             f"{path}: not an ONNX file, or a truncated one ({path.stat().st_size} bytes). Export it again."
         ) from error
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ModelError(
-            f"{path}: {first_line(error)}. Is its external-data file beside it?"
-        ) from error
+        raise ModelError(f"{path}: {first_line(error)}. Is its external-data file beside it?") from error
     if not proto.graph.output:
         raise ModelError(f"{path}: not an ONNX file, or a truncated one: it has no outputs.")
     return ir.serde.deserialize_model(_upgrade(proto, path))
 
 
 def _upgrade(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    opset = next(
-        (entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0
-    )
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset >= _OLDEST_OPSET:
         return proto
     try:
@@ -115,18 +111,14 @@ def _rules(model: ir.Model) -> list[onnxscript.rewriter.RewriteRule]:
 
 
 def _require_float32(model: ir.Model) -> None:
-    halves = [
-        v.name for v in model.graph.inputs if v.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    ]
+    halves = [v.name for v in model.graph.inputs if v.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)]
     if halves:
         raise ModelError(
             f"input {halves[0]!r} is 16-bit float; quantrim starts from float32. Export the float32 model."
         )
     if not any(v.dtype == ir.DataType.FLOAT for v in model.graph.inputs):
         described = ", ".join(f"{v.name!r} ({v.dtype})" for v in model.graph.inputs) or "none"
-        raise ModelError(
-            f"no float32 input (inputs: {described}); quantrim quantizes float32 vision models."
-        )
+        raise ModelError(f"no float32 input (inputs: {described}); quantrim quantizes float32 vision models.")
 
 
 def pools_from_means(model: ir.Model) -> None:
@@ -141,9 +133,7 @@ def pools_from_means(model: ir.Model) -> None:
         pooled = ir.node("GlobalAveragePool", [node.inputs[0]], name=f"{node.name}_pool")
         made = [pooled]
         if not keep:
-            made.append(
-                ir.node("Flatten", [pooled.outputs[0]], {"axis": 1}, name=f"{node.name}_flat")
-            )
+            made.append(ir.node("Flatten", [pooled.outputs[0]], {"axis": 1}, name=f"{node.name}_flat"))
         old, new = node.outputs[0], made[-1].outputs[0]
         new.name, new.shape, new.type = old.name, old.shape, old.type
         if not keep:
@@ -157,11 +147,7 @@ def _is_spatial_mean(node: ir.Node) -> bool:
         return False
     if "axes" in node.attributes:
         axes = list(node.attributes.get_ints("axes"))
-    elif (
-        len(node.inputs) > 1
-        and node.inputs[1] is not None
-        and node.inputs[1].const_value is not None
-    ):
+    elif len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].const_value is not None:
         axes = node.inputs[1].const_value.numpy().ravel().tolist()
     else:
         return False
@@ -201,13 +187,9 @@ def random_feed(model: ir.Model, shape: tuple[int, ...] | None = None, seed: int
 def _concrete_shape(value: ir.Value, given: tuple[int, ...] | None) -> tuple[int, ...]:
     declared = [d if isinstance(d, int) else None for d in (value.shape or [])]
     if given is not None:
-        fits = len(given) == len(declared) and all(
-            d in (None, g) for d, g in zip(declared, given, strict=True)
-        )
+        fits = len(given) == len(declared) and all(d in (None, g) for d, g in zip(declared, given, strict=True))
         if value.shape is not None and not fits:
-            raise ModelError(
-                f"input {value.name!r} has shape {_spell(declared)}, not {_spell(given)}."
-            )
+            raise ModelError(f"input {value.name!r} has shape {_spell(declared)}, not {_spell(given)}.")
         return given
     dims = [1 if index == 0 and d is None else d for index, d in enumerate(declared)]
     if value.shape is None or any(d is None for d in dims):

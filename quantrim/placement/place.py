@@ -185,9 +185,7 @@ def fused_tail(graph: Graph, target: Target, node: Node) -> str:
 
 
 def _is_bias_add(node: Node) -> bool:
-    return (
-        node.op == "add" and bool(node.attributes.get("constant_operand")) and len(node.inputs) == 1
-    )
+    return node.op == "add" and bool(node.attributes.get("constant_operand")) and len(node.inputs) == 1
 
 
 def _quantized_tensors(
@@ -206,9 +204,7 @@ def _quantized_tensors(
         if node.op in target.needs_output or (target.needs_output and not _is_seed(node)):
             tensors.update(_results(graph, target, node))
     tensors = {t for t in tensors if t in graph.shapes}
-    returned = {
-        t for t in tensors if target.needs_output and t in makers and makers[t].name in names
-    }
+    returned = {t for t in tensors if target.needs_output and t in makers and makers[t].name in names}
     reads = {
         (reader.name, tensor)
         for tensor in tensors
@@ -244,9 +240,7 @@ def _fused_residual_reads(graph: Graph, int8: list[Node]) -> set[tuple[str, str]
     return reads
 
 
-def _scale_groups(
-    graph: Graph, target: Target, int8: list[Node], tensors: set[str]
-) -> dict[str, str]:
+def _scale_groups(graph: Graph, target: Target, int8: list[Node], tensors: set[str]) -> dict[str, str]:
     """Quantized tensor → name of its group, the first tensor of the group in graph order."""
     parent = {tensor: tensor for tensor in tensors}
 
@@ -267,9 +261,7 @@ def _scale_groups(
     leader: dict[str, str] = {}
     for tensor in sorted(tensors, key=lambda t: order.get(t, -1)):
         leader.setdefault(find(tensor), tensor)
-    return {
-        tensor: leader[find(tensor)] for tensor in sorted(tensors, key=lambda t: order.get(t, -1))
-    }
+    return {tensor: leader[find(tensor)] for tensor in sorted(tensors, key=lambda t: order.get(t, -1))}
 
 
 def _results(graph: Graph, target: Target, node: Node) -> tuple[str, ...]:

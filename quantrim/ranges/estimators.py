@@ -46,9 +46,7 @@ class Range:
         return Range(min(self.low, other.low), max(self.high, other.high))
 
 
-def estimate(
-    sketch: Sketch, algo: Algo, *, symmetric: bool, hist_percent: float = HIST_PERCENT
-) -> Range:
+def estimate(sketch: Sketch, algo: Algo, *, symmetric: bool, hist_percent: float = HIST_PERCENT) -> Range:
     """Range of a tensor by one of the named methods.
 
     Args:
@@ -102,9 +100,7 @@ def percentile_range(sketch: Sketch, percent: float = HIST_PERCENT) -> Range:
     order = np.argsort(np.abs(values), kind="stable")
     covered = np.cumsum(weights[order])
     first = int(np.searchsorted(covered, percent * covered[-1]))
-    return _clipped(
-        min_max_range(sketch), float(np.abs(values[order])[min(first, len(values) - 1)])
-    )
+    return _clipped(min_max_range(sketch), float(np.abs(values[order])[min(first, len(values) - 1)]))
 
 
 def kl_range(sketch: Sketch, symmetric: bool = False) -> Range:
@@ -156,9 +152,7 @@ def kl_threshold(histogram: Floats, levels: int) -> float:
     total = float(histogram.sum())
     if total == 0 or bins <= levels:
         return float(bins)
-    log_mass = _prefix(
-        np.where(histogram > 0, histogram * np.log(np.maximum(histogram, 1e-300)), 0.0)
-    )
+    log_mass = _prefix(np.where(histogram > 0, histogram * np.log(np.maximum(histogram, 1e-300)), 0.0))
     mass, filled = _prefix(histogram), _prefix((histogram > 0).astype(np.float64))
     keeps = np.arange(levels, bins + 1)
     best, best_divergence = float(bins), np.inf
@@ -191,9 +185,7 @@ def _divergences(
         last, outliers = histogram[keeps - 1], total - kept
         last_log = np.where(last > 0, np.log(np.maximum(last, 1e-300)), 0.0)
         p_last = last + outliers
-        p_log = (
-            log_mass[keeps] - last * last_log + np.where(p_last > 0, p_last * np.log(p_last), 0.0)
-        )
+        p_log = log_mass[keeps] - last * last_log + np.where(p_last > 0, p_last * np.log(p_last), 0.0)
         q_last = np.where(last > 0, group_log[:, -1], -np.inf)
         cross = inner + np.where(outliers > 0, outliers * q_last, 0.0)
         divergence = (p_log - cross) / total + np.log(kept / total)

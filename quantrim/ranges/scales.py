@@ -106,9 +106,7 @@ def widen_for_bias(scales: Float32, source_scale: float, bias: np.ndarray | None
     return np.maximum(scales, needed * (1 + 1e-6)).astype(np.float32)
 
 
-def quantize_weight(
-    weight: np.ndarray, scales: Float32, axis: int | None, levels: int = 127
-) -> np.ndarray:
+def quantize_weight(weight: np.ndarray, scales: Float32, axis: int | None, levels: int = 127) -> np.ndarray:
     """int8 codes in -levels..levels, rounded half to even, same shape as the weight."""
     shaped = shape_scales(scales, weight.ndim, axis)
     return np.clip(np.rint(weight / shaped), -levels, levels).astype(np.int8)
@@ -116,9 +114,7 @@ def quantize_weight(
 
 def quantize_bias(bias: np.ndarray, scales: Float32, source_scale: float) -> np.ndarray:
     """int32 codes of a bias at scale ``source_scale * scales``."""
-    codes = np.rint(
-        bias.astype(np.float64) / (np.float64(source_scale) * scales.astype(np.float64))
-    )
+    codes = np.rint(bias.astype(np.float64) / (np.float64(source_scale) * scales.astype(np.float64)))
     return np.clip(codes, -_INT32_MAX, _INT32_MAX).astype(np.int32)
 
 

@@ -113,8 +113,6 @@ def _sorted_codes() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     codes = codes[(codes & 0x7F80) != 0x7F80]  # without infinities and NaNs
     edge = (codes << 16).view(np.float32).astype(np.float64)
     far = ((codes << 16) | 0xFFFF).view(np.float32).astype(np.float64)
-    middle = np.where(
-        edge == 0, 0.0, (edge + far) / 2
-    )  # zero stays zero: post-ReLU tensors are full of it
+    middle = np.where(edge == 0, 0.0, (edge + far) / 2)  # zero stays zero: post-ReLU tensors are full of it
     order = np.argsort(middle, kind="stable")
     return codes.astype(np.int64)[order], middle[order]

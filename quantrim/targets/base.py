@@ -50,3 +50,8 @@ class Target:
         """Every op that may run INT8."""
         matmul = frozenset({"matmul"}) if self.int8_matmul else frozenset()
         return self.compute | self.join | self.follow | self.carry | matmul
+
+
+def ops(names: str) -> frozenset[str]:
+    """Set of canonical ops from their names, separated by blanks."""
+    return frozenset(names.split())
