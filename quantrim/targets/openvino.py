@@ -10,7 +10,8 @@ OPENVINO = Target(
     join=ops("add concat"),
     follow=ops("avg_pool global_avg_pool"),
     carry=ops(
-        "max_pool reshape flatten squeeze unsqueeze transpose split depth_to_space space_to_depth resize identity"
+        "max_pool reshape flatten squeeze unsqueeze transpose split resize identity"
+        " depth_to_space space_to_depth"
     ),
     fuse=ops("relu clip leaky_relu sigmoid hard_sigmoid hard_swish swish gelu tanh elu mish"),
     shared_scale=ops("concat"),

@@ -1,0 +1,116 @@
+"""ONNX Runtime CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from quantrim.engines.base import EngineName, LayerRun, Port, Precision
+from quantrim.errors import EngineError
+from quantrim.runtime import first_line
+
+_DTYPES = {
+    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8, "tensor(bool)": np.bool_,
+}  # fmt: skip
+#: Operators whose kernels compute on 8-bit integers.
+_INT8_OPS = frozenset(
+    {"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm"}
+)
+#: Suffixes that ONNX Runtime's optimizers append to a node's name.
+_RENAMED = re.compile(r"(_token_\d+|_nchwc|_nhwc|_quant|/MatMulAddFusion|_ActivationFusion)+$")
+
+
+class OnnxRuntimeSession:
+    """A model loaded on the CPU execution provider.
+
+    Args:
+        path: .onnx file.
+        threads: intra-op threads; None for all cores.
+        precision: only "f32".
+
+    Raises:
+        EngineError: ONNX Runtime can't load the file, or bf16 was asked for.
+    """
+
+    engine: EngineName = "onnxruntime"
+
+    def __init__(self, path: str | Path, *, threads: int | None = None, precision: Precision = "f32") -> None:
+        if precision != "f32":
+            raise EngineError("ONNX Runtime CPU has no bf16 mode; use precision f32.")
+        self.path = Path(path)
+        self.precision: Precision = precision
+        self.threads = threads or os.cpu_count() or 1
+        self.session = self._open(self._options())
+        self.inputs = tuple(_port(value) for value in self.session.get_inputs())
+        self.outputs = tuple(_port(value) for value in self.session.get_outputs())
+        self._names = [port.name for port in self.outputs]
+
+    def _options(self) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        return options
+
+    def _open(self, options: ort.SessionOptions) -> ort.InferenceSession:
+        try:
+            return ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # many exception types of its own
+            raise EngineError(f"{self.path}: ONNX Runtime can't load it: {first_line(error)}") from error
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name."""
+        try:
+            return dict(zip(self._names, self.session.run(self._names, dict(feed)), strict=True))
+        except Exception as error:  # as above
+            raise EngineError(f"{self.path}: ONNX Runtime refused the input: {first_line(error)}") from error
+
+    def layers(self, feed: Mapping[str, np.ndarray]) -> tuple[LayerRun, ...]:
+        """Nodes of the optimised graph, with kernel times of the second of two profiled runs."""
+        with tempfile.TemporaryDirectory() as folder:
+            options = self._options()
+            options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = self._open(options)
+            for _ in range(2):
+                session.run(self._names, dict(feed))
+            times = _kernel_times(Path(session.end_profiling()))
+            graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+        return tuple(_layer(node, times) for node in graph.node)
+
+
+def _kernel_times(profile: Path) -> dict[str, float]:
+    """Milliseconds by node name; the last run wins."""
+    suffix = "_kernel_time"
+    return {
+        event["name"][: -len(suffix)]: event["dur"] / 1e3
+        for event in json.loads(profile.read_text())
+        if event.get("cat") == "Node" and event["name"].endswith(suffix)
+    }
+
+
+def _layer(node: onnx.NodeProto, times: Mapping[str, float]) -> LayerRun:
+    int8 = node.op_type.startswith("QLinear") or node.op_type in _INT8_OPS
+    names = (_RENAMED.sub("", node.name), *node.output)
+    return LayerRun(
+        nodes=tuple(dict.fromkeys(names)),
+        kind=node.op_type,
+        precision="int8" if int8 else "f32",
+        kernel=f"{node.domain or 'onnx'}.{node.op_type}",
+        time_ms=times.get(node.name),
+    )
+
+
+def _port(value: ort.NodeArg) -> Port:
+    shape = tuple(d if isinstance(d, int) else None for d in value.shape)
+    return Port(value.name, shape, np.dtype(_DTYPES.get(value.type, np.float32)))

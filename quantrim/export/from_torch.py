@@ -1,0 +1,128 @@
+"""An nn.Module as an ONNX file, checked against the module."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from quantrim.errors import ModelError
+from quantrim.export.qdq import save_model
+from quantrim.runtime import first_line, reference_session
+
+#: Largest relative L2 distance between torch and ONNX Runtime that float32 rounding explains.
+PARITY_TOLERANCE = 1e-3
+
+
+def export_onnx(
+    module: nn.Module,
+    example_inputs: torch.Tensor | Sequence[torch.Tensor],
+    path: str | Path,
+    *,
+    dynamic_batch: bool = True,
+    opset: int = 18,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    parity: bool = True,
+) -> float:
+    """Export a module in eval mode and compare the file with it on the example inputs.
+
+    Args:
+        module: the model; it is not changed.
+        example_inputs: one tensor or several, float32, batch first.
+        path: where the .onnx file goes; written atomically.
+        dynamic_batch: leave the first axis of every input open.
+        opset: ONNX opset.
+        input_names: names of the inputs; "input", "input_1", ... by default.
+        output_names: names of the outputs; "output", "output_1", ... by default.
+        parity: run the file on ONNX Runtime and compare.
+
+    Returns:
+        Largest absolute difference between torch and ONNX Runtime; 0 without parity check.
+
+    Raises:
+        ModelError: torch can't export the module, or the file computes something else.
+    """
+    inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
+    module = copy.deepcopy(module).eval().cpu()
+    inputs = tuple(tensor.detach().cpu() for tensor in inputs)
+    with torch.no_grad():
+        expected = _flatten(module(*inputs))
+    program = _export(module, inputs, dynamic_batch, opset, input_names, output_names or _names(expected))
+    save_model(program.model, path)
+    if not parity:
+        return 0.0
+    return _compare(program.model, inputs, expected, path)
+
+
+def _names(outputs: Sequence[torch.Tensor]) -> list[str]:
+    return ["output" if index == 0 else f"output_{index}" for index in range(len(outputs))]
+
+
+def _export(
+    module: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    dynamic_batch: bool,
+    opset: int,
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str],
+) -> Any:
+    names = list(input_names or ["input" if i == 0 else f"input_{i}" for i in range(len(inputs))])
+    batch = torch.export.Dim("batch") if dynamic_batch else None
+    shapes = tuple({0: batch} for _ in inputs) if dynamic_batch else None
+    if dynamic_batch:  # a batch of one would be taken for a constant
+        inputs = tuple(torch.cat([tensor, tensor]) if len(tensor) == 1 else tensor for tensor in inputs)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.onnx.export(
+                module,
+                inputs,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                opset_version=opset,
+                input_names=names,
+                output_names=list(output_names),
+                verbose=False,
+            )
+    except Exception as error:  # torch.export raises a dozen types
+        raise ModelError(
+            f"{type(module).__name__} can't be exported to ONNX: {_deepest(error)} Control flow that depends "
+            "on tensor values must become torch.cond or torch.where, or be moved out of the module."
+        ) from error
+
+
+def _deepest(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = first_line(error)
+    return text if text.endswith(".") else text + "."
+
+
+def _flatten(outputs: Any) -> list[torch.Tensor]:
+    leaves, _ = torch.utils._pytree.tree_flatten(outputs)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def _compare(
+    model: Any, inputs: tuple[torch.Tensor, ...], expected: Sequence[torch.Tensor], path: str | Path
+) -> float:
+    session = reference_session(model)
+    feed = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), inputs, strict=True)}
+    worst = 0.0
+    for output, got, want in zip(session.get_outputs(), session.run(None, feed), expected, strict=True):
+        reference = want.numpy().astype(np.float64)
+        distance = np.linalg.norm(got - reference) / max(float(np.linalg.norm(reference)), 1e-12)
+        if not distance <= PARITY_TOLERANCE:
+            raise ModelError(
+                f"{path}: output {output.name!r} differs from torch by {distance:.1e} (relative L2). The "
+                "export is wrong; please report the model and its torch version."
+            )
+        worst = max(worst, float(np.abs(got - reference).max(initial=0.0)))
+    return worst
