@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from quantrim.cli import bench, doctor, inspect, ptq
 from quantrim.errors import QuantrimError
 
 app = typer.Typer(
@@ -15,6 +16,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.command("ptq")(ptq.ptq)
+app.command("inspect")(inspect.inspect)
+app.command("bench")(bench.bench)
+app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:

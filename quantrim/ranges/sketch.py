@@ -17,8 +17,12 @@ import numpy.typing as npt
 from quantrim.errors import DataError
 
 CODES = 65_536
-#: Tensors with more values than this in one batch are counted on an even stride of their values.
-MAX_COUNTED = 262_144
+#: A sample of a tensor with more values than this is counted on an even stride of its values.
+MAX_COUNTED = 16_384
+#: Codes that wait to be counted together; one pass over the 65,536 counters serves them all.
+_PENDING = 262_144
+#: Values whose minimum and maximum are taken together, so that the second pass reads from cache.
+_CHUNK = 65_536
 
 Counts = npt.NDArray[np.int64]
 
@@ -28,18 +32,26 @@ class Sketch:
     """Statistics of one tensor over every batch seen so far.
 
     Attributes:
-        counts: int64[65536], how often each bfloat16 code was seen (in the counted sub-sample).
         low: smallest value seen, float.
         high: largest value seen, float.
         abs_max_sum: sum over samples of max |x|, for the "avg" estimator.
         samples: how many samples (first-axis entries) were seen.
     """
 
-    counts: Counts = field(default_factory=lambda: np.zeros(CODES, np.int64))
     low: float = np.inf
     high: float = -np.inf
     abs_max_sum: float = 0.0
     samples: int = 0
+    _counts: Counts = field(default_factory=lambda: np.zeros(CODES, np.int64), repr=False)
+    _pending: list[npt.NDArray[np.uint16]] = field(default_factory=list, repr=False)
+
+    @property
+    def counts(self) -> Counts:
+        """int64[65536], how often each bfloat16 code was seen (in the counted sub-sample)."""
+        if self._pending:
+            self._counts += np.bincount(np.concatenate(self._pending), minlength=CODES)
+            self._pending.clear()
+        return self._counts
 
     def add(self, values: np.ndarray, *, name: str = "tensor") -> None:
         """Take one batch in.
@@ -54,27 +66,28 @@ class Sketch:
         if values.size == 0:
             return
         values = np.ascontiguousarray(values, np.float32)
-        rows = values.reshape(values.shape[0] if values.ndim > 1 else 1, -1)
-        lows, highs = rows.min(axis=1), rows.max(axis=1)
-        low, high = float(lows.min()), float(highs.max())
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise DataError(
-                f"{name!r} holds NaN or infinite values during calibration. Check the calibration data "
-                "and the model's weights."
-            )
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self.abs_max_sum += float(np.maximum(np.abs(lows), np.abs(highs)).sum(dtype=np.float64))
-        self.samples += rows.shape[0]
-        self.counts += np.bincount(_codes(rows), minlength=CODES)
+        for row in values.reshape(values.shape[0] if values.ndim > 1 else 1, -1):
+            low, high = _extremes(row)
+            if not (np.isfinite(low) and np.isfinite(high)):
+                raise DataError(
+                    f"{name!r} holds NaN or infinite values during calibration. Check the calibration data "
+                    "and the model's weights."
+                )
+            self.low, self.high = min(self.low, low), max(self.high, high)
+            self.abs_max_sum += max(-low, high)
+            self.samples += 1
+            self._pending.append(_codes(row))
+        if sum(codes.size for codes in self._pending) > _PENDING:
+            _ = self.counts
 
     def merge(self, other: Sketch) -> Sketch:
         """Sketch of both data sets together."""
         return Sketch(
-            counts=self.counts + other.counts,
             low=min(self.low, other.low),
             high=max(self.high, other.high),
             abs_max_sum=self.abs_max_sum + other.abs_max_sum,
             samples=self.samples + other.samples,
+            _counts=self.counts + other.counts,
         )
 
     def values(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -95,15 +108,22 @@ class Sketch:
         return np.clip(middles[seen], self.low, self.high), counts[seen].astype(np.float64)
 
 
-def _codes(rows: np.ndarray) -> np.ndarray:
-    """bfloat16 codes of a contiguous float32 array; an even stride of it when it is large.
+def _extremes(row: np.ndarray) -> tuple[float, float]:
+    """Exact minimum and maximum of a row; NaN when it holds one."""
+    starts = range(0, row.size, _CHUNK)
+    pairs = [(row[i : i + _CHUNK].min(), row[i : i + _CHUNK].max()) for i in starts]
+    lows, highs = zip(*pairs, strict=True)
+    return float(np.min(lows)), float(np.max(highs))
+
+
+def _codes(row: np.ndarray) -> npt.NDArray[np.uint16]:
+    """bfloat16 codes of a contiguous float32 row, copied; an even stride of it when it is long.
 
     The stride is odd, so that it doesn't fall in step with image widths, which are mostly even.
     """
-    flat = rows.reshape(-1).view(np.uint16)[1::2]
-    if flat.size > MAX_COUNTED:
-        flat = flat[:: (flat.size // MAX_COUNTED) | 1]
-    return flat
+    codes = row.view(np.uint16)[1::2]
+    stride = (row.size // MAX_COUNTED) | 1 if row.size > MAX_COUNTED else 1
+    return codes[::stride].copy()
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,75 @@
+"""``quantrim inspect``: which layers run INT8, and where accuracy is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape
+from quantrim.cli.output import JsonOption, console_for, emit_json
+
+if TYPE_CHECKING:
+    from quantrim.inspect import Inspection
+
+
+def inspect(
+    model: Annotated[Path, typer.Argument(help=".onnx file, quantized or not.")],
+    engine: Annotated[str, typer.Option(help="openvino, onnxruntime or tensorrt.")] = "openvino",
+    against: Annotated[Path | None, typer.Option(help="Float model to compare with.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Inputs for the comparison; random by default.")] = None,
+    samples: Annotated[int, typer.Option(min=1)] = 8,
+    layers: Annotated[bool, typer.Option("--layers", help="List every layer the engine executes.")] = False,
+    input_shape: InputShapeOption = None,
+    threads: ThreadsOption = 1,
+    json_target: JsonOption = None,
+) -> None:
+    """Ask an engine which layers of MODEL run INT8; with --against, measure the error of each tensor."""
+    from quantrim.inspect import inspect as run
+
+    console = console_for(json_target)
+    result = run(
+        model,
+        engine=engine,  # type: ignore[arg-type]
+        against=against,
+        data=data,
+        samples=samples,
+        input_shape=parse_shape(input_shape),
+        threads=threads,
+    )
+    verdict = result.verdict
+    console.print(
+        f"[bold]{verdict.int8_mac_share:.1%} of the MACs of linear layers run in INT8 on {verdict.engine}"
+        f"[/bold]; {verdict.int8_layers} of {verdict.layers} layers are INT8, {verdict.conversions} convert."
+    )
+    for fallback in verdict.fallbacks[:20]:
+        console.print(f"  float: {fallback.node} ({fallback.op}, {fallback.mac_share:.1%}): {fallback.reason}")
+    if layers:
+        _show_layers(console, result)
+    _show_errors(console, result)
+    emit_json(result.to_json(), json_target)
+
+
+def _show_layers(console: Console, result: Inspection) -> None:
+    table = Table("layer", "kind", "precision", "kernel", "ms", box=None, pad_edge=False)
+    for run in result.layers:
+        time = "-" if run.time_ms is None else f"{run.time_ms:.3f}"
+        table.add_row(run.nodes[0], run.kind, run.precision, run.kernel, time)
+    console.print(table)
+
+
+def _show_errors(console: Console, result: Inspection, limit: int = 10) -> None:
+    if not result.errors:
+        return
+    worst = sorted(result.errors, key=lambda error: error.sqnr_db)[:limit]
+    table = Table("tensor", "op", "SQNR dB", "cosine", box=None, pad_edge=False)
+    for error in worst:
+        table.add_row(error.tensor, error.op, f"{error.sqnr_db:.1f}", f"{error.cosine:.5f}")
+    console.print(f"The {len(worst)} tensors with the largest error (of {len(result.errors)}):")
+    console.print(table)
+    for one in result.outputs:
+        top1 = "" if one.top1 is None else f", top-1 agreement {one.top1:.1%}"
+        console.print(f"output {one.output}: cosine {one.cosine:.5f}, SQNR {one.sqnr_db:.1f} dB{top1}")

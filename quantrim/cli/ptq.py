@@ -1,0 +1,154 @@
+"""``quantrim ptq``: quantize a model after training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_floats, parse_shape, parse_words
+from quantrim.cli.output import JsonOption, console_for, emit_json
+from quantrim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from quantrim.calibrate import Preprocess
+    from quantrim.ptq import EngineResult, PtqResult
+
+
+def ptq(
+    model: Annotated[Path, typer.Argument(help=".onnx file or Paddle inference model folder.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="INT8 .onnx file to write.")],
+    data: Annotated[
+        Path, typer.Option(help="Calibration data: image folder, list file, .npy or .npz of ready arrays.")
+    ],
+    target: Annotated[str, typer.Option(help="portable, openvino, onnxruntime or tensorrt.")] = "portable",
+    algo: Annotated[str, typer.Option(help="kl, mse, hist, avg, min_max, abs_max or emd.")] = "mse",
+    samples: Annotated[int, typer.Option(help="Calibration samples.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a forward pass.")] = 10,
+    op_types: Annotated[str | None, typer.Option(help="Quantize these ops only, e.g. conv,linear.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Glob on node names that stay float.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option(help="TENSOR-GLOB=ALGO: another algorithm for some tensors.")
+    ] = None,
+    refine: Annotated[str | None, typer.Option(help="Any of equalize,bias,adaround.")] = None,
+    weight_algo: Annotated[str, typer.Option(help="Scales of weights: abs_max or mse.")] = "abs_max",
+    per_tensor: Annotated[
+        bool, typer.Option("--per-tensor", help="One scale a weight, not a channel.")
+    ] = False,
+    hist_percent: Annotated[float, typer.Option(help="Share of values that hist keeps.")] = 0.99999,
+    reduce_range: Annotated[
+        bool, typer.Option("--reduce-range", help="7-bit weights, for CPUs without VNNI.")
+    ] = False,
+    mean: Annotated[str, typer.Option(help="Image preprocessing: mean per channel.")] = "0.485,0.456,0.406",
+    std: Annotated[str, typer.Option(help="Image preprocessing: std per channel.")] = "0.229,0.224,0.225",
+    fit: Annotated[str, typer.Option(help="Image preprocessing: crop or stretch.")] = "crop",
+    input_shape: InputShapeOption = None,
+    engine: Annotated[list[str] | None, typer.Option(help="Engine to ask; those of the target.")] = None,
+    threads: ThreadsOption = 1,
+    json_target: JsonOption = None,
+) -> None:
+    """Quantize MODEL to INT8 and ask the engines what became of it."""
+    from quantrim.ptq import ptq as run
+
+    console = console_for(json_target)
+    with _progress(console) as progress:
+        task = progress.add_task("calibrating", total=samples)
+        result = run(
+            model,
+            data,
+            output,
+            target=target,
+            algo=algo,  # type: ignore[arg-type]
+            samples=samples,
+            batch_size=batch_size,
+            weight_algo=weight_algo,  # type: ignore[arg-type]
+            per_channel=not per_tensor,
+            hist_percent=hist_percent,
+            op_types=parse_words(op_types) or None,
+            skip=skip or (),
+            overrides=[_override(text) for text in override or ()],  # type: ignore[misc]
+            refinements=parse_words(refine),  # type: ignore[arg-type]
+            reduce_range=reduce_range,
+            preprocess=_preprocess(mean, std, fit),
+            input_shape=parse_shape(input_shape),
+            engines=engine or None,  # type: ignore[arg-type]
+            threads=threads,
+            on_batch=lambda count: progress.advance(task, count),
+        )
+        progress.update(task, total=result.samples)
+    show(console, result)
+    emit_json(result.to_json(), json_target)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def _override(text: str) -> tuple[str, str]:
+    glob, separator, algo = text.rpartition("=")
+    if not separator:
+        raise ConfigError(f"--override {text!r} is not of the form TENSOR-GLOB=ALGO.")
+    return glob, algo
+
+
+def _preprocess(mean: str, std: str, fit: str) -> Preprocess:
+    from quantrim.calibrate import Preprocess
+
+    if fit not in ("crop", "stretch"):
+        raise ConfigError(f"--fit {fit!r}; legal: crop, stretch.")
+    return Preprocess(
+        parse_floats(mean, "--mean"), parse_floats(std, "--std"), cast("Literal['crop', 'stretch']", fit)
+    )
+
+
+def show(console: Console, result: PtqResult) -> None:
+    """Headlines first, then a table, then what fell back."""
+    for engine in result.engines:
+        console.print(f"[bold]{engine.headline}[/bold]")
+    sizes = result.size_mb
+    console.print(
+        f"{result.output}: {sizes['int8']:.2f} MB (FP32 {sizes['fp32']:.2f} MB), {result.samples} samples, "
+        f"{result.algo}, {result.seconds:.1f} s"
+        + (f", refined by {', '.join(result.refined)}" if result.refined else "")
+    )
+    if result.samples < 100:
+        console.print("[yellow]Fewer than 100 calibration samples; 100 to 500 are advised.[/yellow]")
+    if result.engines:
+        console.print(_table(result))
+    for engine in result.engines:
+        _fallbacks(console, engine)
+
+
+def _table(result: PtqResult) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("engine", "INT8 MACs", "FP32 ms", "BF16 ms", "INT8 ms", "speedup", "top-1 same", "SQNR dB"):
+        table.add_column(title, justify="left" if title == "engine" else "right")
+    for one in result.engines:
+        times, same = one.times, one.agreement[0]
+        table.add_row(
+            one.verdict.engine,
+            f"{one.verdict.int8_mac_share:.1%}",
+            f"{times.fp32.median:.2f}",
+            f"{times.bf16.median:.2f}" if times.bf16 else "-",
+            f"{times.int8.median:.2f}",
+            f"{times.speedup:.2f}x",
+            f"{same.top1:.1%}" if same.top1 is not None else "-",
+            f"{same.sqnr_db:.1f}",
+        )
+    return table
+
+
+def _fallbacks(console: Console, result: EngineResult, limit: int = 8) -> None:
+    fallbacks = result.verdict.fallbacks
+    for fallback in fallbacks[:limit]:
+        console.print(
+            f"  float on {result.verdict.engine}: {fallback.node} ({fallback.op}, "
+            f"{fallback.mac_share:.1%} of MACs): {fallback.reason}"
+        )
+    if len(fallbacks) > limit:
+        console.print(f"  ... and {len(fallbacks) - limit} more; --json names them all")

@@ -1,0 +1,239 @@
+"""What the engine really did: which layers ran INT8, how fast, how close to the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantrim.engines import EngineName, LayerRun, Session, open_session
+from quantrim.engines.bench import Latency, interleaved, latency
+from quantrim.graph.view import LINEAR_OPS, Graph, Node, macs
+
+Feed = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """A linear layer that did not run in INT8.
+
+    Attributes:
+        node: its name in the float model.
+        op: the file's op type.
+        reason: why, as far as plan and engine tell.
+        mac_share: its share of the model's multiply-accumulates.
+    """
+
+    node: str
+    op: str
+    reason: str
+    mac_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How an engine executed a quantized file.
+
+    Attributes:
+        engine: engine name.
+        int8_mac_share: share of the multiply-accumulates of linear layers that ran in INT8, 0..1.
+        fallbacks: linear layers that ran in float, most work first.
+        conversions: layers that only convert types or layouts (Reorder, QuantizeLinear, ...).
+        int8_layers: layers of any kind that ran in INT8.
+        layers: layers the engine executed.
+    """
+
+    engine: EngineName
+    int8_mac_share: float
+    fallbacks: tuple[Fallback, ...]
+    conversions: int
+    int8_layers: int
+    layers: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract's keys."""
+        return asdict(self)
+
+
+_CONVERSIONS = frozenset({"Reorder", "Convert", "QuantizeLinear", "DequantizeLinear", "ReorderInput",
+                          "ReorderOutput", "FakeQuantize", "Cast"})  # fmt: skip
+
+
+def judge(graph: Graph, runs: Sequence[LayerRun], engine: EngineName, planned: Mapping[str, str]) -> Verdict:
+    """Compare what was meant with what an engine did.
+
+    Args:
+        graph: view of the model whose linear layers are asked for (float, or the QDQ file's own).
+        runs: the engine's account of one execution.
+        engine: its name.
+        planned: linear nodes meant to stay float → reason.
+    """
+    by_name = {name: run for run in runs for name in run.nodes}
+    linear = [node for node in graph.nodes if node.op in LINEAR_OPS]
+    work = {node.name: macs(graph, node) for node in linear}
+    total = sum(work.values()) or 1
+    fallbacks = []
+    for node in linear:
+        run = _run_of(graph, node, by_name)
+        if run is None or run.precision != "int8":
+            reason = planned.get(node.name) or _reason(run, engine)
+            fallbacks.append(Fallback(node.name, node.kind, reason, work[node.name] / total))
+    fallbacks.sort(key=lambda fallback: -fallback.mac_share)
+    return Verdict(
+        engine=engine,
+        int8_mac_share=1.0 - sum(fallback.mac_share for fallback in fallbacks),
+        fallbacks=tuple(fallbacks),
+        conversions=sum(run.kind in _CONVERSIONS for run in runs),
+        int8_layers=sum(run.precision == "int8" and run.kind not in _CONVERSIONS for run in runs),
+        layers=len(runs),
+    )
+
+
+def _run_of(graph: Graph, node: Node, by_name: Mapping[str, LayerRun]) -> LayerRun | None:
+    """The engine's layer for a node: by its name, its result, or what is fused behind it."""
+    candidates = [node.name, *node.outputs]
+    tensor = node.output
+    for _ in range(4):  # bias, activation, quantizer: names of whatever was fused behind
+        candidates += [f"{tensor}_QuantizeLinear", f"{tensor}_quantized", f"{tensor}_dequantized"]
+        reader = graph.sole_consumer(tensor)
+        if reader is None or len(reader.inputs) != 1 or reader.op in LINEAR_OPS:
+            break
+        candidates += [reader.name, reader.output]
+        tensor = reader.output
+    return next((by_name[name] for name in candidates if name in by_name), None)
+
+
+def _reason(run: LayerRun | None, engine: EngineName) -> str:
+    if run is None:
+        return f"{engine} merged it into another layer that is not INT8"
+    return f"{engine} chose kernel {run.kernel} in {run.precision}"
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Distance between the outputs of the quantized file on its engine and of the float model.
+
+    Attributes:
+        output: name of the output.
+        cosine: mean over samples of the cosine similarity.
+        sqnr_db: signal to quantization noise over all samples, decibel.
+        top1: share of samples (or pixels) with the same arg max over axis 1; None where that has no meaning.
+    """
+
+    output: str
+    cosine: float
+    sqnr_db: float
+    top1: float | None
+
+
+def agreement(float_session: Session, int8_session: Session, feeds: Sequence[Feed]) -> tuple[Agreement, ...]:
+    """Compare two sessions on the same inputs, output by output.
+
+    Args:
+        float_session: the reference.
+        int8_session: the quantized file on its engine.
+        feeds: inputs; at least one.
+    """
+    expected = [float_session.run(feed) for feed in feeds]
+    got = [int8_session.run(feed) for feed in feeds]
+    names = [port.name for port in float_session.outputs]
+    return tuple(_compare(name, [e[name] for e in expected], [g[name] for g in got]) for name in names)
+
+
+def _compare(name: str, expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> Agreement:
+    pairs = [
+        (e.reshape(len(e), -1).astype(np.float64), g.reshape(len(g), -1).astype(np.float64))
+        for e, g in zip(expected, got, strict=True)
+    ]
+    dots = np.concatenate([np.einsum("ij,ij->i", e, g) for e, g in pairs])
+    norms = np.concatenate([np.linalg.norm(e, axis=1) * np.linalg.norm(g, axis=1) for e, g in pairs])
+    signal = sum(float(np.square(e).sum()) for e, _ in pairs)
+    noise = sum(float(np.square(e - g).sum()) for e, g in pairs)
+    return Agreement(
+        output=name,
+        cosine=float(np.mean(np.where(norms > 0, dots / np.maximum(norms, 1e-30), 1.0))),
+        sqnr_db=sqnr_db(signal, noise),
+        top1=_top1(expected, got),
+    )
+
+
+def sqnr_db(signal: float, noise: float) -> float:
+    """10 log10(signal / noise), limited to 200 so that it can be written as JSON."""
+    return float(min(200.0, 10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30))))
+
+
+def _top1(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float | None:
+    if expected[0].ndim < 2 or expected[0].shape[1] < 2 or not np.issubdtype(expected[0].dtype, np.floating):
+        return None
+    same = [np.mean(e.argmax(axis=1) == g.argmax(axis=1)) for e, g in zip(expected, got, strict=True)]
+    return float(np.average(same, weights=[len(e) for e in expected]))
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """FP32, BF16 and INT8 latencies of one interleaved run, milliseconds; None where not measured."""
+
+    fp32: Latency
+    bf16: Latency | None
+    int8: Latency
+
+    @property
+    def speedup(self) -> float:
+        """Median FP32 time over median INT8 time."""
+        return self.fp32.median / self.int8.median
+
+    @property
+    def fastest(self) -> str:
+        """The one with the smallest median: "int8", "bf16" or "fp32"."""
+        named = {"fp32": self.fp32, "bf16": self.bf16, "int8": self.int8}
+        return min((k for k, v in named.items() if v is not None), key=lambda k: named[k].median)  # type: ignore[union-attr]
+
+
+def race(
+    float_path: str | Path,
+    int8_path: str | Path,
+    engine: EngineName,
+    feed: Feed,
+    *,
+    threads: int = 1,
+    warmup: int = 5,
+    repeat: int = 25,
+) -> Race:
+    """Time the float model, its BF16 mode and the INT8 file in turns on one engine.
+
+    Args:
+        float_path: FP32 file.
+        int8_path: quantized file.
+        engine: engine to run on.
+        feed: one input for both.
+        threads: CPU threads.
+        warmup: untimed rounds.
+        repeat: timed rounds.
+    """
+    sessions = [open_session(float_path, engine, threads=threads)]
+    if engine == "openvino":
+        sessions.append(open_session(float_path, engine, threads=threads, precision="bf16"))
+    sessions.append(open_session(int8_path, engine, threads=threads))
+    times = interleaved([(session, dict(feed)) for session in sessions], warmup=warmup, repeat=repeat)
+    return Race(
+        fp32=latency(times[0]),
+        bf16=latency(times[1]) if len(sessions) == 3 else None,
+        int8=latency(times[-1]),
+    )
+
+
+def headline(verdict: Verdict, times: Race) -> str:
+    """One sentence for people, the bad news first."""
+    name = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}[verdict.engine]
+    share = f"{verdict.int8_mac_share:.1%} of the MACs in INT8"
+    if times.fastest == "int8":
+        return f"INT8 is {times.speedup:.2f}x as fast as FP32 on {name}, {share}."
+    best = {"fp32": times.fp32, "bf16": times.bf16}[times.fastest]
+    assert best is not None
+    return (
+        f"INT8 does not pay on {name} here: {times.fastest.upper()} is fastest with {best.median:.2f} ms, INT8 "
+        f"takes {times.int8.median:.2f} ms ({share}). Deploy {times.fastest.upper()}."
+    )

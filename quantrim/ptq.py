@@ -1,0 +1,527 @@
+"""Post-training quantization: any vision model in, a verified INT8 file out."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from quantrim.calibrate import (
+    IMAGENET,
+    Preprocess,
+    activation_scales,
+    calibration_feeds,
+    collect,
+    tensor_ranges,
+)
+from quantrim.engines import EngineName, Port, installed_engines, open_session, require_engine
+from quantrim.engines.verdict import Agreement, Race, Verdict, agreement, headline, judge, race
+from quantrim.errors import ConfigError, DataError, EngineError, ModelError, did_you_mean
+from quantrim.export.qdq import WeightCodes, save_model, write_qdq
+from quantrim.files import size_mb, write_json
+from quantrim.graph import Graph, graph_from_onnx, normalize, prove_equal, read_onnx
+from quantrim.graph.from_onnx import constant
+from quantrim.graph.normalize import run_model
+from quantrim.machine import describe_machine
+from quantrim.placement import Plan, Selection, place
+from quantrim.ranges import (
+    ActivationScale,
+    Algo,
+    Range,
+    Sketch,
+    WeightAlgo,
+    quantize_weight,
+    weight_scales,
+    widen_for_bias,
+)
+from quantrim.ranges.estimators import HIST_PERCENT
+from quantrim.refine import REFINEMENTS, Refinement, equalize, noise, refine_weights
+from quantrim.runtime import numpy_dtype
+from quantrim.targets import Target, target_named
+
+if TYPE_CHECKING:
+    import torch
+
+#: Samples that run through the float model at once. More gains no speed on a CPU, and the first touch of
+#: fresh memory costs more than the arithmetic.
+MICRO_BATCH = 2
+#: Calibration samples kept for agreement, latency and refinement.
+_KEPT = 32
+
+Source = "str | Path | torch.nn.Module"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A model with everything that was decided about it, before it becomes a file.
+
+    Attributes:
+        model: normalised float model; refinement may have changed its weights.
+        graph: its view.
+        plan: where quantizers stand.
+        ranges: range of every quantized tensor.
+        activations: scale of every quantized tensor.
+        weights: codes of every quantized constant, by node.
+    """
+
+    model: ir.Model
+    graph: Graph
+    plan: Plan
+    ranges: Mapping[str, Range]
+    activations: Mapping[str, ActivationScale]
+    weights: Mapping[str, WeightCodes]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineResult:
+    """What one engine says of the file."""
+
+    verdict: Verdict
+    times: Race
+    agreement: tuple[Agreement, ...]
+    headline: str
+
+
+@dataclass(frozen=True, slots=True)
+class PtqResult:
+    """Result of :func:`ptq`.
+
+    Attributes:
+        output: path of the INT8 file.
+        seconds: time of quantization itself, without the verdict.
+        samples: calibration samples used.
+        size_mb: file sizes, "fp32" and "int8".
+        algo: range estimator.
+        refined: refinements that were kept.
+        normalization_error: relative L2 distance that normalising caused (rounding).
+        engines: verdicts; the first engine of the target comes first.
+        histograms: activation histograms with the chosen ranges, for the report.
+    """
+
+    output: str
+    seconds: float
+    samples: int
+    size_mb: Mapping[str, float]
+    algo: str
+    target: str
+    refined: tuple[str, ...]
+    normalization_error: float
+    engines: tuple[EngineResult, ...]
+    histograms: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON schema; verdict and latency of the first engine stand at the top."""
+        first = self.engines[0] if self.engines else None
+        value: dict[str, Any] = {
+            "command": "ptq",
+            "output": self.output,
+            "seconds": round(self.seconds, 3),
+            "samples": self.samples,
+            "algo": self.algo,
+            "target": self.target,
+            "refined": list(self.refined),
+            "size_mb": dict(self.size_mb),
+            "normalization_error": self.normalization_error,
+        }
+        if first is not None:
+            value |= _engine_json(first)
+        value["engines"] = [_engine_json(result) for result in self.engines]
+        value["histograms"] = list(self.histograms)
+        value["machine"] = describe_machine().to_json()
+        return value
+
+
+def _engine_json(result: EngineResult) -> dict[str, Any]:
+    times = result.times
+    return {
+        "headline": result.headline,
+        "verdict": result.verdict.to_json(),
+        "latency_ms": {
+            "fp32": times.fp32.median,
+            "bf16": times.bf16.median if times.bf16 else None,
+            "int8": times.int8.median,
+        },
+        "speedup": times.speedup,
+        "fastest": times.fastest,
+        "agreement": [asdict(one) for one in result.agreement],
+    }
+
+
+def ptq(
+    model: str | Path | torch.nn.Module,
+    data: Any,
+    output: str | Path,
+    *,
+    target: str = "portable",
+    algo: Algo = "mse",
+    samples: int | None = 100,
+    batch_size: int = MICRO_BATCH,
+    weight_algo: WeightAlgo = "abs_max",
+    per_channel: bool = True,
+    hist_percent: float = HIST_PERCENT,
+    op_types: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
+    overrides: Sequence[tuple[str, Algo]] = (),
+    refinements: Sequence[Refinement] = (),
+    reduce_range: bool = False,
+    preprocess: Preprocess | Callable[[Path], np.ndarray] = IMAGENET,
+    input_shape: tuple[int, ...] | None = None,
+    example_inputs: Any = None,
+    engines: Sequence[EngineName] | None = None,
+    threads: int = 1,
+    on_batch: Callable[[int], None] | None = None,
+) -> PtqResult:
+    """Quantize a model after training and ask the engines what became of it.
+
+    Args:
+        model: .onnx file, Paddle inference model folder, or nn.Module.
+        data: calibration data (see :func:`quantrim.calibrate.calibration_feeds`).
+        output: INT8 .onnx file; its ranges are written to ``NAME.ranges.json`` beside it.
+        target: "portable", "openvino", "onnxruntime" or "tensorrt".
+        algo: range estimator of activations.
+        samples: calibration samples; None for all there are.
+        batch_size: samples a forward pass; results don't depend on it.
+        weight_algo: scales of weights: "abs_max" or "mse".
+        per_channel: one weight scale an output channel, else one a tensor.
+        hist_percent: share of values kept by "hist".
+        op_types: canonical ops to quantize; None for all that the target runs.
+        skip: globs on node names that stay float.
+        overrides: (glob on tensor names, estimator) pairs.
+        refinements: any of "equalize", "bias", "adaround", run in this order.
+        reduce_range: 7-bit weights (-63..63), exact on CPUs without VNNI.
+        preprocess: for image files.
+        input_shape: shape of the first input where axes other than the batch are dynamic.
+        example_inputs: for an nn.Module: tensors to export it with; the first calibration batch by default.
+        engines: engines to ask; those of the target that are installed by default; () for none.
+        threads: CPU threads of the latency measurement.
+        on_batch: progress callback, called with the number of samples calibrated.
+
+    Raises:
+        ModelError, DataError, ConfigError, EngineError: one line each that says what is wrong.
+    """
+    rules = target_named(target)
+    _check_refinements(refinements)
+    asked = _engines_of(rules, engines)
+    with tempfile.TemporaryDirectory() as folder:
+        path = as_onnx(model, Path(folder), example_inputs, data)
+        original = read_onnx(path)
+        start = time.perf_counter()
+        feeds, kept = _feeds(original, data, samples, batch_size, preprocess, input_shape)
+        normalized = normalize(original)
+        error = prove_equal(original, normalized, kept[0])
+        counted = _Counted(feeds, on_batch)
+        quantized, sketches, refined = quantize(
+            normalized,
+            counted,
+            kept,
+            rules,
+            algo=algo,
+            weight_algo=weight_algo,
+            per_channel=per_channel,
+            hist_percent=hist_percent,
+            selection=Selection(tuple(skip), frozenset(op_types) if op_types else None),
+            overrides=overrides,
+            refinements=refinements,
+            reduce_range=reduce_range,
+        )
+        int8 = write_qdq(
+            quantized.model,
+            quantized.plan,
+            quantized.activations,
+            quantized.weights,
+            int32_bias=rules.bias == "int32",
+        )
+        save_model(int8, output)
+        write_json(ranges_path(output), ranges_json(quantized))
+        seconds = time.perf_counter() - start
+        results = tuple(
+            ask(engine, path, Path(output), quantized.graph, quantized.plan.float_nodes, kept, threads)
+            for engine in asked
+        )
+        return PtqResult(
+            output=str(output),
+            seconds=seconds,
+            samples=counted.samples,
+            size_mb={"fp32": size_mb(path), "int8": size_mb(output)},
+            algo=algo,
+            target=rules.name,
+            refined=refined,
+            normalization_error=error,
+            engines=results,
+            histograms=histograms(quantized, sketches),
+        )
+
+
+def quantize(
+    model: ir.Model,
+    feeds: Iterable[Mapping[str, np.ndarray]],
+    kept: Sequence[Mapping[str, np.ndarray]],
+    target: Target,
+    *,
+    algo: Algo,
+    weight_algo: WeightAlgo = "abs_max",
+    per_channel: bool = True,
+    hist_percent: float = HIST_PERCENT,
+    selection: Selection,
+    overrides: Sequence[tuple[str, Algo]] = (),
+    refinements: Sequence[Refinement] = (),
+    reduce_range: bool = False,
+) -> tuple[Quantized, Mapping[str, Sketch], tuple[str, ...]]:
+    """Place, calibrate, choose scales, refine: everything between a normalised model and its file.
+
+    Args:
+        model: normalised float model.
+        feeds: calibration batches, used once.
+        kept: a few of them, for shapes and refinement.
+        target: rules of the engine.
+        algo: range estimator.
+        weight_algo: scales of weights.
+        per_channel: one weight scale an output channel.
+        hist_percent: share of values kept by "hist".
+        selection: nodes the user keeps float.
+        overrides: (glob on tensor names, estimator) pairs.
+        refinements: corrections to try; each is kept only where it lowers the error at the outputs.
+        reduce_range: 7-bit weights.
+
+    Returns:
+        The decisions, the sketches, and the names of the refinements that were kept.
+    """
+    graph = graph_from_onnx(model, kept[0])
+    plan = place(graph, target, selection)
+    if not plan.weights:
+        raise ModelError("no layer of this model can be quantized. " + _why_nothing(plan))
+    estimator = partial(tensor_ranges, plan, algo=algo, hist_percent=hist_percent, overrides=overrides)
+    rounding = partial(
+        weight_codes, plan=plan, algo=weight_algo, per_channel=per_channel, levels=63 if reduce_range else 127
+    )
+
+    def decide(current: ir.Model, sketches: Mapping[str, Sketch]) -> Quantized:
+        ranges = estimator(sketches=sketches)
+        activations = activation_scales(plan, ranges)
+        return Quantized(current, graph, plan, ranges, activations, rounding(current, activations=activations))
+
+    kept_refinements: list[str] = []
+    if "equalize" in refinements:
+        plain, equal = (decide(m, collect(m, plan.groups, kept)) for m in (model, equalize(model, graph)))
+        if _noise(equal, kept) < _noise(plain, kept):
+            model = equal.model
+            kept_refinements.append("equalize")
+    sketches = collect(model, plan.groups, feeds)
+    quantized = decide(model, sketches)
+    wanted: list[Refinement] = [name for name in REFINEMENTS[1:] if name in refinements]
+    if wanted:
+        refined = replace(
+            quantized,
+            weights=refine_weights(model, graph, plan, quantized.activations, quantized.weights, kept, wanted),
+        )
+        if _noise(refined, kept) < _noise(quantized, kept):
+            quantized = refined
+            kept_refinements += wanted
+    return quantized, sketches, tuple(kept_refinements)
+
+
+def _noise(quantized: Quantized, feeds: Sequence[Mapping[str, np.ndarray]]) -> float:
+    """Relative squared error at the outputs, measured on a few batches."""
+    expected = [run_model(quantized.model, feed) for feed in feeds]
+    return noise(quantized.model, quantized.plan, quantized.activations, quantized.weights, feeds, expected)
+
+
+def _why_nothing(plan: Plan) -> str:
+    reasons = sorted(set(plan.float_nodes.values()))
+    return "Reasons: " + "; ".join(reasons) + "." if reasons else "It has no convolution or linear layer."
+
+
+def weight_codes(
+    model: ir.Model,
+    plan: Plan,
+    activations: Mapping[str, ActivationScale],
+    *,
+    algo: WeightAlgo = "abs_max",
+    per_channel: bool = True,
+    levels: int = 127,
+) -> dict[str, WeightCodes]:
+    """Round every weight of a plan to the nearest code; scales leave room for the int32 bias."""
+    codes = {}
+    for node, quantizer in plan.weights.items():
+        weight = constant(model, quantizer.tensor)
+        bias = constant(model, quantizer.bias) if quantizer.bias else None
+        axis = quantizer.axis if per_channel else None
+        scales = weight_scales(weight, axis, algo, levels)
+        if not np.isfinite(scales).all():
+            raise ModelError(f"node {node!r}: weight {quantizer.tensor!r} holds NaN or infinite values.")
+        source = activations[quantizer.source].scale
+        if scales.size == 1 or bias is None or bias.size == scales.size:
+            scales = widen_for_bias(scales, source, bias)
+        codes[node] = WeightCodes(quantize_weight(weight, scales, axis, levels), scales, axis)
+    return codes
+
+
+def as_onnx(
+    model: str | Path | torch.nn.Module, folder: Path, example_inputs: Any = None, data: Any = None
+) -> Path:
+    """Path of an ONNX file for whatever the user brought; new files go into ``folder``.
+
+    Raises:
+        ModelError: the model can't be converted.
+        ConfigError: an nn.Module came without example inputs, or the object is no model.
+    """
+    if isinstance(model, str | Path):
+        path = Path(model)
+        if path.is_dir() or path.suffix in (".pdmodel", ".json"):
+            from quantrim.graph.from_paddle import paddle_to_onnx
+
+            return paddle_to_onnx(path, folder / "model.onnx")
+        return path
+    import torch
+
+    from quantrim.export.from_torch import export_onnx
+
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigError(f"a {type(model).__name__} is no model; give an .onnx path or an nn.Module.")
+    if example_inputs is None:
+        if not isinstance(data, np.ndarray | torch.Tensor):
+            raise ConfigError("an nn.Module needs example_inputs=..., a batch of its inputs, to be exported.")
+        example_inputs = torch.as_tensor(data[:1])
+    export_onnx(model, example_inputs, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def _feeds(
+    model: ir.Model,
+    data: Any,
+    samples: int | None,
+    batch_size: int,
+    preprocess: Preprocess | Callable[[Path], np.ndarray],
+    shape: tuple[int, ...] | None,
+) -> tuple[Iterator[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
+    """All calibration batches, and the first few of them."""
+    if batch_size < 1:
+        raise DataError(f"batch_size is {batch_size}; it must be at least 1.")
+    ports = input_ports(model)
+    source = calibration_feeds(
+        data,
+        ports,
+        samples=samples,
+        batch_size=min(batch_size, MICRO_BATCH),
+        preprocess=preprocess,
+        shape=shape,
+    )
+    kept = list(islice(source, -(-_KEPT // MICRO_BATCH)))  # raises DataError when there is nothing
+    return chain(kept, source), kept
+
+
+def input_ports(model: ir.Model) -> list[Port]:
+    """Inputs of a model that are not constants."""
+    return [
+        Port(
+            str(value.name),
+            tuple(d if isinstance(d, int) else None for d in (value.shape or ())),
+            numpy_dtype(value),
+        )
+        for value in model.graph.inputs
+        if value.name not in model.graph.initializers
+    ]
+
+
+class _Counted:
+    """Iterator over batches that counts their samples and reports them."""
+
+    def __init__(self, feeds: Iterator[dict[str, np.ndarray]], on_batch: Callable[[int], None] | None) -> None:
+        self.feeds, self.on_batch, self.samples = feeds, on_batch, 0
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for feed in self.feeds:
+            size = len(next(iter(feed.values())))
+            self.samples += size
+            yield feed
+            if self.on_batch is not None:
+                self.on_batch(size)
+
+
+def _check_refinements(refinements: Sequence[str]) -> None:
+    for name in refinements:
+        if name not in REFINEMENTS:
+            raise ConfigError(f"unknown refinement {name!r}{did_you_mean(name, REFINEMENTS)}")
+
+
+def _engines_of(target: Target, engines: Sequence[EngineName] | None) -> tuple[EngineName, ...]:
+    if engines is None:
+        present = installed_engines()
+        return tuple(engine for engine in present if engine in target.engines)
+    for engine in engines:
+        require_engine(engine)
+    return tuple(engines)
+
+
+def ask(
+    engine: EngineName,
+    float_path: Path,
+    int8_path: Path,
+    graph: Graph,
+    planned: Mapping[str, str],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    threads: int,
+) -> EngineResult:
+    """Verdict, race and agreement of a quantized file on one engine."""
+    single = {name: array[:1] for name, array in feeds[0].items()}
+    try:
+        session = open_session(int8_path, engine, threads=threads)
+        session.run(single)
+    except EngineError:  # a fixed batch
+        single = dict(feeds[0])
+        session = open_session(int8_path, engine, threads=threads)
+    verdict = judge(graph, session.layers(single), engine, planned)
+    times = race(float_path, int8_path, engine, single, threads=threads)
+    same = agreement(open_session(float_path, engine), open_session(int8_path, engine), feeds)
+    return EngineResult(verdict, times, same, headline(verdict, times))
+
+
+def ranges_path(output: str | Path) -> Path:
+    """Where the ranges of an INT8 file are written."""
+    return Path(output).with_suffix(".ranges.json")
+
+
+def ranges_json(quantized: Quantized) -> dict[str, Any]:
+    """Ranges, scales and plan as plain JSON."""
+    return {
+        "plan": quantized.plan.to_json(),
+        "tensors": {
+            tensor: {
+                "low": quantized.ranges[tensor].low,
+                "high": quantized.ranges[tensor].high,
+                "scale": scale.scale,
+                "zero_point": scale.zero_point,
+                "dtype": "int8" if scale.signed else "uint8",
+            }
+            for tensor, scale in quantized.activations.items()
+        },
+    }
+
+
+def histograms(
+    quantized: Quantized, sketches: Mapping[str, Sketch], bins: int = 64
+) -> tuple[dict[str, Any], ...]:
+    """Coarse histogram of every quantized tensor beside its range."""
+    made = []
+    for tensor in quantized.plan.groups:
+        values, weights = sketches[tensor].values()
+        counts, edges = np.histogram(values, bins=bins, weights=weights)
+        kept = quantized.ranges[tensor]
+        made.append(
+            {
+                "tensor": tensor,
+                "edges": [float(edge) for edge in edges],
+                "counts": [int(count) for count in counts],
+                "low": kept.low,
+                "high": kept.high,
+            }
+        )
+    return tuple(made)

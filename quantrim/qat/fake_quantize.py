@@ -1,0 +1,243 @@
+"""Fake quantization: round to the codes of a scale and back, with straight-through gradients.
+
+Forward, for every method (ONNX QuantizeLinear followed by DequantizeLinear)::
+
+    y = clamp(round_half_even(x / scale), low, high) * scale
+
+``low`` and ``high`` are the smallest and largest code minus the zero point. The division is a division,
+as in ONNX, not a product with the reciprocal, so that the exported file makes the same codes.
+
+Backward in x: the gradient passes where the code is inside its range and stops where it was clipped.
+Which values those were must be remembered. A byte mask costs memory and, on CPUs, more time than the
+quantization itself; torch's own fake_quantize kernels make one and take 16 times as long as four in-place
+vector operations (ResNet-sized activations, one thread, torch 2.15). So while training in float32 on a
+CPU, a clipped value is placed 2^-12 of a step outside the range: far below the rounding noise, and it
+tells itself apart in the result, which the next layer keeps anyway. Evaluation never does this.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: How far outside of the range a clipped value stands while training, in steps.
+MARK = 2.0**-12
+
+
+def fake_quantize(
+    x: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float, *, marked: bool
+) -> Tensor:
+    """Quantize and dequantize with a fixed scale.
+
+    Args:
+        x: floating tensor.
+        scale: positive float32 scalar tensor, or one that broadcasts against ``x``.
+        low: smallest code minus zero point.
+        high: largest code minus zero point.
+        marked: clipped values may stand :data:`MARK` steps outside (training).
+
+    Returns:
+        Tensor like ``x``.
+    """
+    return _Clipped.apply(x, scale, low, high, marked and _scalar_path(x, scale))
+
+
+def straight_through(x: Tensor, scale: Tensor) -> Tensor:
+    """Quantize and dequantize values that the scale covers; the gradient is the identity."""
+    return _Rounded.apply(x, scale)
+
+
+def learned_step(
+    x: Tensor, scale: Tensor, offset: Tensor | None, low: Tensor | float, high: Tensor | float, gain: float
+) -> Tensor:
+    """Quantize and dequantize with a trainable step size and, where given, a trainable offset.
+
+    Gradients: "Learned step size quantization" (Esser et al., ICLR 2020) for the scale; "LSQ+" (Bhalgat
+    et al., CVPR 2020 workshops) for the offset, the real value of code 0 of an affine quantizer.
+
+    Args:
+        x: floating tensor.
+        scale: positive scalar parameter, or one that broadcasts against ``x``.
+        offset: scalar parameter from which the zero point in ``low`` and ``high`` was made, or None.
+        low: smallest code minus zero point.
+        high: largest code minus zero point.
+        gain: factor on the gradients of scale and offset, 1 / sqrt(values * largest code).
+    """
+    return _LearnedStep.apply(x, scale, offset, low, high, gain)
+
+
+def learned_clip(
+    x: Tensor,
+    scale: Tensor,
+    bottom: Tensor | None,
+    top: Tensor,
+    low: Tensor | float,
+    high: Tensor | float,
+    marked: bool,
+) -> Tensor:
+    """Quantize and dequantize with trainable clipping thresholds.
+
+    Gradient of a threshold: the sum of the gradients of the values that it clips ("PACT", Choi et al.,
+    2018, equation 3; ``bottom`` is its mirror image for tensors with negative values).
+
+    Args:
+        x: floating tensor.
+        scale: positive scalar made from the thresholds.
+        bottom: scalar parameter, the real value of ``low``; None where it is fixed.
+        top: scalar parameter, the real value of ``high``.
+        low: smallest code minus zero point.
+        high: largest code minus zero point.
+        marked: as for :func:`fake_quantize`.
+    """
+    return _LearnedClip.apply(x, scale, bottom, top, low, high, marked and _scalar_path(x, scale))
+
+
+def _scalar_path(x: Tensor, scale: Tensor) -> bool:
+    """Whether scale and bounds may become Python numbers: on a CPU that is free, elsewhere a host sync."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and scale.numel() == 1
+
+
+def _quantized(x: Tensor, scale: Tensor, low: Any, high: Any) -> Tensor:
+    codes = torch.div(x.float(), scale).round_()
+    return torch.clamp(codes, _like(low, codes), _like(high, codes)).mul_(scale).to(x.dtype)
+
+
+def _like(bound: Any, codes: Tensor) -> Tensor:
+    """Bound as a tensor: torch.clamp takes two tensors or two numbers."""
+    return bound if isinstance(bound, Tensor) else torch.full((), bound, device=codes.device)
+
+
+def _quantized_marked(x: Tensor, scale: float, low: float, high: float) -> Tensor:
+    return torch.div(x, scale).round_().clamp_(low - MARK, high + MARK).mul_(scale)
+
+
+def _inside(x: Tensor, scale: Tensor, low: Any, high: Any) -> Tensor:
+    """bool tensor: which values round to a code of the range."""
+    codes = torch.div(x.float(), scale).round_()
+    return (codes >= low).logical_and_(codes <= high)
+
+
+class _Clipped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Any, high: Any, marked: bool) -> Tensor:
+        ctx.edges = None
+        needs_grad = ctx.needs_input_grad[0]
+        if marked:
+            step, first, last = float(scale), float(low), float(high)
+            if not needs_grad:
+                return torch.div(x, step).round_().clamp_(first, last).mul_(step)
+            y = _quantized_marked(x, step, first, last)
+            ctx.edges = _edges(step, first, last)
+            ctx.save_for_backward(y)
+            return y
+        if needs_grad:
+            ctx.save_for_backward(_inside(x, scale, low, high))
+        return _quantized(x, scale, low, high)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (kept,) = ctx.saved_tensors
+        if ctx.edges is None:
+            return grad * kept, None, None, None, None
+        return torch.ops.aten.hardtanh_backward(grad, kept, *ctx.edges), None, None, None, None
+
+
+def _edges(step: float, low: float, high: float) -> tuple[float, float]:
+    """Real values half-way between the last code and the mark beyond it."""
+    return (low - MARK / 2) * step, (high + MARK / 2) * step
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        return torch.div(x.float(), scale).round_().mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad, None
+
+
+class _LearnedStep(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, offset: Tensor | None, low: Any, high: Any, gain: float
+    ) -> Tensor:
+        scale = scale.detach()
+        if _scalar_path(x, scale):
+            step, first, last = float(scale), float(low), float(high)
+            y = torch.div(x, step).round_().clamp_(first, last).mul_(step)
+            ctx.edges = ((first - 0.5) * step, (last + 0.5) * step)
+        else:
+            y = _quantized(x, scale, low, high)
+            ctx.edges = None
+        ctx.save_for_backward(x, y, scale, _like(low, y), _like(high, y))
+        ctx.offset, ctx.gain = offset is not None, gain
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, y, scale, low, high = ctx.saved_tensors
+        if ctx.edges is None:
+            passed = grad * _inside(x, scale, low, high)
+        else:
+            passed = torch.ops.aten.hardtanh_backward(grad, x, *ctx.edges)
+        step = (_inner(grad, y, scale) - _inner(passed, x, scale)) / scale
+        if not ctx.offset:
+            return passed, step * ctx.gain, None, None, None, None
+        stopped = _total(grad, scale) - _total(passed, scale)
+        # low = first code - zero point, so codes counted from the first one are codes - low
+        step = step - low * stopped
+        return passed, step * ctx.gain, stopped * ctx.gain, None, None, None
+
+
+class _LearnedClip(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        bottom: Tensor | None,
+        top: Tensor,
+        low: Any,
+        high: Any,
+        marked: bool,
+    ) -> Tensor:
+        scale = scale.detach()
+        ctx.bottom, ctx.edges = bottom is not None, None
+        if marked:
+            step, first, last = float(scale), float(low), float(high)
+            y = _quantized_marked(x, step, first, last)
+            ctx.edges = _edges(step, first, last)
+            ctx.save_for_backward(y)
+            return y
+        codes = torch.div(x.float(), scale).round_()
+        ctx.save_for_backward(codes >= low, codes <= high)
+        return _quantized(x, scale, low, high)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        if ctx.edges is None:
+            above_low, below_high = ctx.saved_tensors
+            passed = grad * (above_low & below_high)
+            top = (grad * ~below_high).sum()
+            bottom = (grad * ~above_low).sum() if ctx.bottom else None
+            return passed, None, bottom, top, None, None, None
+        (y,) = ctx.saved_tensors
+        low, high = ctx.edges
+        passed = torch.ops.aten.hardtanh_backward(grad, y, low, high)
+        top = torch.ops.aten.threshold_backward(grad, y, high).sum()
+        bottom = grad.sum() - passed.sum() - top if ctx.bottom else None
+        return passed, None, bottom, top, None, None, None
+
+
+def _inner(left: Tensor, right: Tensor, like: Tensor) -> Tensor:
+    """Sum of products over every dimension that ``like`` doesn't keep, shaped as ``like``."""
+    if like.numel() == 1 and left.is_contiguous() and right.is_contiguous() and left.dtype == right.dtype:
+        return torch.dot(left.view(-1), right.view(-1)).float().reshape(like.shape)
+    return _total(left * right, like)
+
+
+def _total(values: Tensor, like: Tensor) -> Tensor:
+    return values.float().sum_to_size(like.shape)

@@ -1,0 +1,77 @@
+"""Run the refinements that were asked for, and keep those that help the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from quantrim.export.qdq import WeightCodes, write_qdq
+from quantrim.graph.normalize import run_model
+from quantrim.graph.view import Graph
+from quantrim.placement.plan import Plan
+from quantrim.ranges import ActivationScale
+from quantrim.refine.adaround import adaptive_rounding
+from quantrim.refine.bias import correct_bias
+from quantrim.refine.walk import Step, walk
+
+Refinement = Literal["equalize", "bias", "adaround"]
+REFINEMENTS: tuple[Refinement, ...] = ("equalize", "bias", "adaround")
+
+Feeds = Sequence[Mapping[str, np.ndarray]]
+
+
+def refine_weights(
+    model: ir.Model,
+    graph: Graph,
+    plan: Plan,
+    activations: Mapping[str, ActivationScale],
+    weights: Mapping[str, WeightCodes],
+    feeds: Feeds,
+    refinements: Sequence[Refinement],
+) -> dict[str, WeightCodes]:
+    """Codes and biases after adaptive rounding and bias correction, in one walk over the model.
+
+    Args:
+        model: normalised float model.
+        graph: its view.
+        plan: where quantizers stand.
+        activations: scales by tensor.
+        weights: codes rounded to nearest.
+        feeds: calibration batches.
+        refinements: "adaround", "bias" or both; each layer is rounded first, then its bias corrected.
+    """
+
+    def correct(step: Step) -> WeightCodes:
+        codes = adaptive_rounding(step) if "adaround" in refinements else step.codes
+        if "bias" not in refinements:
+            return codes
+        return correct_bias(
+            Step(step.node, step.operator, step.x, step.y, step.weight, step.bias, codes, step.run)
+        )
+
+    return walk(model, graph, plan, activations, weights, feeds, correct)
+
+
+def noise(
+    model: ir.Model,
+    plan: Plan,
+    activations: Mapping[str, ActivationScale],
+    weights: Mapping[str, WeightCodes],
+    feeds: Feeds,
+    expected: Sequence[Mapping[str, np.ndarray]],
+) -> float:
+    """Mean over outputs of the relative squared error of the quantized model on the given batches."""
+    quantized = write_qdq(model, plan, activations, weights)
+    session_outputs = [run_model(quantized, feed) for feed in feeds]
+    totals = []
+    for name in expected[0]:
+        error = sum(
+            float(np.square(got[name] - want[name]).sum(dtype=np.float64))
+            for got, want in zip(session_outputs, expected, strict=True)
+        )
+        power = sum(float(np.square(want[name]).sum(dtype=np.float64)) for want in expected)
+        totals.append(error / max(power, 1e-30))
+    return float(np.mean(totals))

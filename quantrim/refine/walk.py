@@ -1,0 +1,233 @@
+"""Walk a model node by node, float and quantized side by side.
+
+At every linear layer a correction sees the input that the INT8 kernel will read, which carries the errors
+of all quantized layers before it, and the output that the float model gives. Each node is run once, so a
+walk costs two forward passes of the samples it is given, whatever the number of layers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from quantrim.errors import ModelError
+from quantrim.export.qdq import WeightCodes
+from quantrim.graph.view import Graph, Node
+from quantrim.placement.plan import Plan
+from quantrim.ranges import ActivationScale
+from quantrim.ranges.scales import shape_scales
+
+#: Bytes of input samples that a walk holds at most; its live tensors are a few times that.
+_INPUT_BYTES = 20_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One linear layer of a walk.
+
+    Attributes:
+        node: graph view of the layer.
+        operator: the ONNX node, with its attributes.
+        x: input as the INT8 kernel reads it, float32.
+        y: output of the float model, float32.
+        weight: float32 weight.
+        bias: float32 bias or None.
+        codes: current codes of the weight.
+        run: the layer's function of (input, weight, bias).
+    """
+
+    node: Node
+    operator: ir.Node
+    x: np.ndarray
+    y: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray | None
+    codes: WeightCodes
+    run: Callable[[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]
+
+
+Correct = Callable[[Step], WeightCodes]
+
+
+def walk(
+    model: ir.Model,
+    graph: Graph,
+    plan: Plan,
+    activations: Mapping[str, ActivationScale],
+    weights: Mapping[str, WeightCodes],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    correct: Correct,
+) -> dict[str, WeightCodes]:
+    """Codes after ``correct`` has seen every quantized linear layer, in topological order.
+
+    Args:
+        model: normalised float model.
+        graph: its view.
+        plan: where quantizers stand.
+        activations: scales by tensor.
+        weights: codes by node, as they are now.
+        feeds: calibration batches; as many are used as fit the memory budget.
+        correct: gives the new codes of a layer.
+
+    Raises:
+        ModelError: the model has control flow, which can't be walked node by node.
+    """
+    walker = _Walker(model, graph, plan, activations, _joined(feeds))
+    corrected = dict(weights)
+    for operator in model.graph:
+        node = graph.by_name[str(operator.name)]
+        if node.name in corrected and node.weight is not None:
+            corrected[node.name] = walker.linear(operator, node, corrected[node.name], correct)
+        else:
+            walker.plain(operator, node)
+    return corrected
+
+
+def _joined(feeds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """As many samples as the budget allows, in one batch; batches of other shapes are left out."""
+    first = feeds[0]
+    shapes = {name: array.shape[1:] for name, array in first.items()}
+    same = [f for f in feeds if all(f[name].shape[1:] == shape for name, shape in shapes.items())]
+    per_batch = max(1, sum(array.nbytes for array in first.values()))
+    chosen = same[: max(1, _INPUT_BYTES // per_batch)]
+    return {name: np.concatenate([feed[name] for feed in chosen]) for name in first}
+
+
+class _Walker:
+    """Values of both walks, dropped as soon as nobody needs them."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        graph: Graph,
+        plan: Plan,
+        activations: Mapping[str, ActivationScale],
+        feed: Mapping[str, np.ndarray],
+    ) -> None:
+        self.model, self.graph, self.plan, self.activations = model, graph, plan, activations
+        self.float_values, self.int8_values = dict(feed), dict(feed)
+        self.readers = Counter(
+            str(value.name) for node in model.graph for value in node.inputs if value is not None
+        )
+
+    def plain(self, operator: ir.Node, node: Node) -> None:
+        """Run any node that has no quantized weight."""
+        session, names = _session(self.model, operator, ())
+        for values, quantized in ((self.float_values, False), (self.int8_values, True)):
+            feed = {name: self._read(node, name, values, quantized) for name in names}
+            outputs = [str(value.name) for value in operator.outputs if value.name]
+            values.update(zip(outputs, session.run(outputs, feed), strict=True))
+        self._release(operator)
+
+    def linear(self, operator: ir.Node, node: Node, codes: WeightCodes, correct: Correct) -> WeightCodes:
+        """Run a quantized layer and let ``correct`` change its codes."""
+        assert node.weight is not None
+        free = tuple(str(value.name) for value in operator.inputs[1:3] if value is not None)
+        session, _ = _session(self.model, operator, free, with_bias=True)
+        bias_name = free[1] if len(free) > 1 else "__bias"
+
+        def run(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+            feed = {node.inputs[0]: x, node.weight.name: weight}  # type: ignore[union-attr]
+            if operator.op_type != "MatMul":
+                feed[bias_name] = np.zeros(_channels(operator, weight), np.float32) if bias is None else bias
+            return session.run([node.output], feed)[0]
+
+        weight = self._constant(node.weight.name)
+        bias = self._constant(node.bias) if node.bias else None
+        x = self._read(node, node.inputs[0], self.int8_values, quantized=True)
+        y = run(self.float_values[node.inputs[0]], weight, bias)
+        new = correct(Step(node, operator, x, y, weight, bias, codes, run))
+        self.float_values[node.output] = y
+        kept_bias = bias if new.bias is None else new.bias
+        self.int8_values[node.output] = run(x, dequantize(new), kept_bias)
+        self._release(operator)
+        return new
+
+    def _read(self, node: Node, tensor: str, values: Mapping[str, np.ndarray], quantized: bool) -> np.ndarray:
+        if quantized and (node.name, tensor) in self.plan.reads:
+            return fake_quantize(values[tensor], self.activations[tensor])
+        return values[tensor]
+
+    def _constant(self, name: str) -> np.ndarray:
+        return self.model.graph.initializers[name].const_value.numpy()  # type: ignore[union-attr]
+
+    def _release(self, operator: ir.Node) -> None:
+        for value in operator.inputs:
+            if value is None:
+                continue
+            name = str(value.name)
+            self.readers[name] -= 1
+            if self.readers[name] == 0:
+                self.float_values.pop(name, None)
+                self.int8_values.pop(name, None)
+
+
+def _channels(operator: ir.Node, weight: np.ndarray) -> int:
+    if operator.op_type == "ConvTranspose":
+        return weight.shape[1] * operator.attributes.get_int("group", 1)
+    if operator.op_type == "Gemm":
+        return weight.shape[0 if operator.attributes.get_int("transB", 0) else 1]
+    return weight.shape[0]
+
+
+def fake_quantize(x: np.ndarray, scale: ActivationScale) -> np.ndarray:
+    """Value after QuantizeLinear and DequantizeLinear, float32."""
+    low, high = (-128, 127) if scale.signed else (0, 255)
+    codes = np.rint(x / np.float32(scale.scale)) + scale.zero_point
+    return ((np.clip(codes, low, high) - scale.zero_point) * np.float32(scale.scale)).astype(np.float32)
+
+
+def dequantize(codes: WeightCodes) -> np.ndarray:
+    """Real weights of codes, float32."""
+    return codes.codes.astype(np.float32) * shape_scales(codes.scales, codes.codes.ndim, codes.axis)
+
+
+def _session(
+    model: ir.Model, operator: ir.Node, free: Sequence[str], *, with_bias: bool = False
+) -> tuple[ort.InferenceSession, list[str]]:
+    """Session of one node whose constants are built in, except those in ``free``; and its input names."""
+    if any(attribute.type == ir.AttributeType.GRAPH for attribute in operator.attributes.values()):
+        raise ModelError(
+            f"node {operator.name!r} ({operator.op_type}) holds a subgraph; refinement can't walk control flow."
+        )
+    proto = ir.serde.serialize_node(operator)
+    if with_bias and operator.op_type != "MatMul" and len(proto.input) < 3:
+        proto.input.append("__bias")
+    constants = [
+        ir.serde.serialize_tensor(model.graph.initializers[name].const_value)  # type: ignore[arg-type]
+        for name in dict.fromkeys(proto.input)
+        if name in model.graph.initializers and name not in free
+    ]
+    for tensor, name in zip(constants, _constant_names(model, proto, free), strict=True):
+        tensor.name = name
+    fed = [n for n in dict.fromkeys(proto.input) if n and (n in free or n not in model.graph.initializers)]
+    graph = onnx.helper.make_graph(
+        [proto],
+        "node",
+        [_value_info(model, operator, name) for name in fed],
+        [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output if name],
+        constants,
+    )
+    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    single = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(single.SerializeToString(), options, ["CPUExecutionProvider"]), fed
+
+
+def _constant_names(model: ir.Model, proto: onnx.NodeProto, free: Sequence[str]) -> list[str]:
+    return [
+        name for name in dict.fromkeys(proto.input) if name in model.graph.initializers and name not in free
+    ]
+
+
+def _value_info(model: ir.Model, operator: ir.Node, name: str) -> onnx.ValueInfoProto:
+    dtype = next((value.dtype for value in operator.inputs if value is not None and value.name == name), None)
+    code = int(dtype) if dtype is not None else onnx.TensorProto.FLOAT
+    return onnx.helper.make_tensor_value_info(name, code, None)
