@@ -78,6 +78,8 @@ def write_qdq(
 def _quantize_activation(model: ir.Model, plan: Plan, value: ir.Value, scale: ActivationScale) -> None:
     name = str(value.name)
     readers = [(node, position) for node, position in value.uses() if (str(node.name), name) in plan.reads]
+    if not readers and name not in plan.outputs:  # its values are codes already, or nobody reads it
+        return
     dtype = np.int8 if scale.signed else np.uint8
     operands = [
         _initializer(model, f"{name}_scale", np.array(scale.scale, np.float32)),

@@ -7,7 +7,9 @@ What normalising does, in order:
 3. BatchNorm is folded into the linear op before it, padding into convolutions, successive clips into one;
 4. the spatial mean of a 4-D tensor becomes GlobalAveragePool, ``MatMul + Add`` becomes Gemm,
    ``x * HardSigmoid(x)`` becomes HardSwish: the forms that engines have INT8 or fused kernels for;
-5. nodes without a unique name get one.
+5. a BatchNorm that nothing before it can take in (behind a concat, in DenseNet) becomes a depthwise 1x1
+   convolution, which engines run in INT8 where a float island with two conversions would stand;
+6. nodes without a unique name get one.
 
 Names and dynamic axes of inputs and outputs stay as they were.
 """
@@ -85,6 +87,7 @@ def normalize(model: ir.Model) -> ir.Model:
     onnxscript.optimizer.optimize(model, onnx_shape_inference=True)
     model = onnxscript.rewriter.rewrite(model, pattern_rewrite_rules=_rules(model))
     pools_from_means(model)
+    convolutions_from_batch_norms(model)
     onnxscript.optimizer.remove_unused_nodes(model)
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True)(model)
     common_passes.RemoveInitializersFromInputsPass()(model)
@@ -142,8 +145,7 @@ def pools_from_means(model: ir.Model) -> None:
 
 
 def _is_spatial_mean(node: ir.Node) -> bool:
-    source = node.inputs[0]
-    if source is None or source.shape is None or len(source.shape) != 4:
+    if not _is_image(node.inputs[0]):
         return False
     if "axes" in node.attributes:
         axes = list(node.attributes.get_ints("axes"))
@@ -152,6 +154,39 @@ def _is_spatial_mean(node: ir.Node) -> bool:
     else:
         return False
     return sorted(axis % 4 for axis in axes) == [2, 3]
+
+
+def convolutions_from_batch_norms(model: ir.Model) -> None:
+    """Replace the BatchNormalization nodes that are left over 4-D tensors by depthwise 1x1 convolutions."""
+    for node in list(model.graph):
+        if node.op_type != "BatchNormalization" or not _is_image(node.inputs[0]):
+            continue
+        statistics = [value.const_value if value is not None else None for value in node.inputs[1:5]]
+        if any(tensor is None for tensor in statistics):
+            continue
+        gamma, beta, mean, variance = (t.numpy().astype(np.float64) for t in statistics if t is not None)
+        factor = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+        name = str(node.outputs[0].name)
+        weight = _constant(model, f"{name}_weight", factor.reshape(-1, 1, 1, 1))
+        bias = _constant(model, f"{name}_bias", beta - mean * factor)
+        attributes = {"group": gamma.size, "kernel_shape": [1, 1]}
+        made = ir.node("Conv", [node.inputs[0], weight, bias], attributes, name=node.name)
+        old, new = node.outputs[0], made.outputs[0]
+        new.name, new.shape, new.type = old.name, old.shape, old.type
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [made], [old], [new])
+
+
+def _is_image(value: ir.Value | None) -> bool:
+    return value is not None and value.shape is not None and len(value.shape) == 4
+
+
+def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(array.astype(np.float32), name=name)
+    value = ir.Value(
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    model.graph.register_initializer(value)
+    return value
 
 
 def name_nodes(model: ir.Model) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from quantrim.errors import ConfigError, did_you_mean
-from quantrim.graph.view import LINEAR_OPS, Graph, Node
+from quantrim.graph.view import LINEAR_OPS, MOVEMENT_OPS, Graph, Node
 from quantrim.placement.plan import Plan, WeightQuantizer
 from quantrim.targets.base import Target
 
@@ -205,13 +205,24 @@ def _quantized_tensors(
             tensors.update(_results(graph, target, node))
     tensors = {t for t in tensors if t in graph.shapes}
     returned = {t for t in tensors if target.needs_output and t in makers and makers[t].name in names}
+    on_grid = _on_grid(target, int8, tensors) if target.carries_codes else set()
     reads = {
         (reader.name, tensor)
-        for tensor in tensors
+        for tensor in tensors - on_grid
         for reader in graph.consumers.get(tensor, ())
         if (tensor in returned or reader.name in names) and (reader.name, tensor) not in float_reads
     }
     return tensors, returned, reads
+
+
+def _on_grid(target: Target, int8: list[Node], tensors: set[str]) -> set[str]:
+    """Tensors whose values are codes of the same scale already, for they were only moved."""
+    grid: set[str] = set()
+    for node in int8:
+        moves = node.op in target.carry and node.op in MOVEMENT_OPS
+        if (moves or node.op in target.shared_scale) and tensors.issuperset(node.inputs):
+            grid.update(node.outputs)
+    return grid
 
 
 def _is_seed(node: Node) -> bool:

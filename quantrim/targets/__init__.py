@@ -2,10 +2,12 @@
 
 from quantrim.errors import ConfigError, did_you_mean
 from quantrim.targets.base import Target
+from quantrim.targets.onnxruntime import ONNXRUNTIME
 from quantrim.targets.openvino import OPENVINO
 from quantrim.targets.portable import PORTABLE
+from quantrim.targets.tensorrt import TENSORRT
 
-TARGETS = {target.name: target for target in (PORTABLE, OPENVINO)}
+TARGETS = {target.name: target for target in (PORTABLE, OPENVINO, ONNXRUNTIME, TENSORRT)}
 
 
 def target_named(name: str) -> Target:
@@ -19,4 +21,4 @@ def target_named(name: str) -> Target:
     return TARGETS[name]
 
 
-__all__ = ["OPENVINO", "PORTABLE", "TARGETS", "Target", "target_named"]
+__all__ = ["ONNXRUNTIME", "OPENVINO", "PORTABLE", "TARGETS", "TENSORRT", "Target", "target_named"]

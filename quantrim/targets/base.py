@@ -23,6 +23,8 @@ class Target:
         shared_scale: joins whose inputs and output have one scale.
         needs_output: compute ops that run INT8 only with a quantizer behind them. When it is empty,
             quantizers stand on inputs alone.
+        carries_codes: what a carry op or a shared-scale join moves needs no second quantizer: the engine
+            sees that the codes are still those of its inputs.
         residual: "both" inputs of an add are quantized, or only the "identity" branch, the other one
             being fused into the convolution that makes it.
         bias: "int32" with scale s_x * s_w, or "float".
@@ -40,6 +42,7 @@ class Target:
     fuse: frozenset[str]
     shared_scale: frozenset[str]
     needs_output: frozenset[str]
+    carries_codes: bool
     residual: Literal["both", "identity"]
     bias: Literal["int32", "float"]
     int8_matmul: bool

@@ -16,8 +16,15 @@ OPENVINO = Target(
     fuse=ops("relu clip leaky_relu sigmoid hard_sigmoid hard_swish swish gelu tanh elu mish"),
     shared_scale=ops("concat"),
     needs_output=ops(""),
+    carries_codes=True,
     residual="both",
     bias="int32",
     int8_matmul=True,
-    notes={},
+    notes={
+        "needs_output": "2026.4: convolutions run INT8 whatever follows; a Q/DQ pair read by a float op costs a "
+        "reference Convert and breaks the fusion of SiLU, HardSwish and GELU into the convolution",
+        "activation u8": "2026.4: s8 affine activations run slower than FP32; u8 affine is the fast form",
+        "shared_scale": "2026.4: a concat of different scales falls out of INT8",
+        "compute conv_transpose": "2026.4: deconvolution has an INT8 kernel",
+    },
 )

@@ -13,8 +13,14 @@ PORTABLE = Target(
     fuse=ops("relu clip"),
     shared_scale=ops("concat"),
     needs_output=ops("conv"),
+    carries_codes=False,
     residual="both",
     bias="int32",
     int8_matmul=False,
-    notes={},
+    notes={
+        "needs_output": "ONNX Runtime 1.31 needs it; OpenVINO 2026.4 folds it into the convolution unless a "
+        "float function follows",
+        "compute": "what both engines have INT8 kernels for; ONNX Runtime has none for ConvTranspose",
+        "shared_scale": "OpenVINO 2026.4 needs it; ONNX Runtime doesn't mind",
+    },
 )
