@@ -115,9 +115,7 @@ def measure(name: str, folder: Path, repeat: int) -> dict[str, dict[str, float]]
             for session in sessions
         ]
         times = interleaved(pairs, warmup=6, repeat=repeat)
-        result[engine] = {
-            label: float(np.median(row)) for label, row in zip(files, times, strict=True)
-        }
+        result[engine] = {label: float(np.median(row)) for label, row in zip(files, times, strict=True)}
     return result
 
 
@@ -129,19 +127,24 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     print(describe_machine().line() + ", one thread, batch 1, median")
-    print(f"{'model':20}{'engine':13}{'FP32 ms':>9}{'quantrim':>18}{'NNCF':>18}{'ORT quantizer':>18}{'vs best peer':>14}")
+    titles = "".join(f"{title:>18}" for title in ("quantrim", "NNCF", "ORT quantizer"))
+    print(f"{'model':20}{'engine':13}{'FP32 ms':>9}{titles}{'vs best peer':>14}")
     rows, ratios = {}, {"openvino": [], "onnxruntime": []}
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             rows[name] = measure(name, Path(folder), arguments.repeat)
         for engine, times in rows[name].items():
             cells = "".join(
-                f"{times[label]:9.2f} ({times['fp32'] / times[label]:4.2f}x)" if label in times else f"{'failed':>17}"
+                f"{times[label]:9.2f} ({times['fp32'] / times[label]:4.2f}x)"
+                if label in times
+                else f"{'failed':>17}"
                 for label in ("quantrim", "nncf", "ort")
             )
             best = min(times.get(label, math.inf) for label in ("nncf", "ort"))
             ratios[engine].append((times["fp32"] / times["quantrim"], times["fp32"] / best))
-            print(f"{name:20}{engine:13}{times['fp32']:9.2f} {cells}{best / times['quantrim']:13.2f}x", flush=True)
+            print(
+                f"{name:20}{engine:13}{times['fp32']:9.2f} {cells}{best / times['quantrim']:13.2f}x", flush=True
+            )
     for engine, pairs in ratios.items():
         ours, best = (math.exp(np.mean(np.log([pair[i] for pair in pairs]))) for i in (0, 1))
         print(f"geomean {engine}: quantrim {ours:.2f}x, best of peers {best:.2f}x")

@@ -46,7 +46,8 @@ def collect(
     pending: Future[None] | None = None
     with ThreadPoolExecutor(1) as pool:
         for feed in feeds:
-            values = dict(zip(names, session.run(names, dict(feed)), strict=True))
+            made = session.run(names, dict(feed)) if names else []  # no names would mean all outputs
+            values = dict(zip(names, made, strict=True))
             values |= {name: array for name, array in feed.items() if name in sketches}
             if pending is not None:
                 pending.result()

@@ -55,7 +55,7 @@ def ptq(
     from quantrim.ptq import ptq as run
 
     console = console_for(json_target)
-    with _progress(console) as progress:
+    with _progress() as progress:
         task = progress.add_task("calibrating", total=samples)
         result = run(
             model,
@@ -84,9 +84,9 @@ def ptq(
     emit_json(result.to_json(), json_target)
 
 
-def _progress(console: Console) -> Progress:
+def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True)
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _override(text: str) -> tuple[str, str]:

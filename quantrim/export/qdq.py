@@ -7,7 +7,7 @@ Names and dynamic axes of inputs and outputs stay as they were.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import onnxscript.optimizer
 
 from quantrim.errors import ModelError
 from quantrim.files import atomic_path
+from quantrim.graph.from_onnx import subgraphs
 from quantrim.placement.plan import Plan, WeightQuantizer
 from quantrim.ranges.scales import ActivationScale, Float32, quantize_bias
 from quantrim.runtime import first_line, model_bytes
@@ -63,8 +64,9 @@ def write_qdq(
     values = {str(v.name): v for v in model.graph.inputs}
     values |= {str(v.name): v for node in model.graph for v in node.outputs if v.name}
     nodes = {str(node.name): node for node in model.graph}
+    owners = {inner: str(node.name) for node in model.graph for inner in _with_bodies(node)}
     for tensor in plan.groups:
-        _quantize_activation(model, plan, values[tensor], activations[tensor])
+        _quantize_activation(model, plan, values[tensor], activations[tensor], owners)
     for name, quantizer in plan.weights.items():
         _quantize_constant(model, nodes[name], quantizer, weights[name])
         if int32_bias:
@@ -75,9 +77,23 @@ def write_qdq(
     return model
 
 
-def _quantize_activation(model: ir.Model, plan: Plan, value: ir.Value, scale: ActivationScale) -> None:
+def _with_bodies(node: ir.Node) -> Iterator[ir.Node]:
+    """The node and, for control flow, every node inside it."""
+    yield node
+    for body in subgraphs(node):
+        for inner in body:
+            yield from _with_bodies(inner)
+
+
+def _quantize_activation(
+    model: ir.Model,
+    plan: Plan,
+    value: ir.Value,
+    scale: ActivationScale,
+    owners: Mapping[ir.Node, str],
+) -> None:
     name = str(value.name)
-    readers = [(node, position) for node, position in value.uses() if (str(node.name), name) in plan.reads]
+    readers = [(node, position) for node, position in value.uses() if (owners.get(node), name) in plan.reads]
     if not readers and name not in plan.outputs:  # its values are codes already, or nobody reads it
         return
     dtype = np.int8 if scale.signed else np.uint8

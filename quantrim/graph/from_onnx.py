@@ -106,7 +106,8 @@ def _node(node: ir.Node, constants: Collection[str | None]) -> Node:
         op, weight, bias = _linear_operands(node, op, operands, constants)
     fixed = {weight.name} if weight else set()
     fixed |= {bias} if bias else set()
-    inputs = tuple(name for name in operands if name and name not in constants and name not in fixed)
+    read = dict.fromkeys([*operands, *captured(node)])
+    inputs = tuple(name for name in read if name and name not in constants and name not in fixed)
     return Node(
         name=str(node.name),
         op=op,
@@ -117,6 +118,30 @@ def _node(node: ir.Node, constants: Collection[str | None]) -> Node:
         bias=bias,
         attributes=_attributes(node, op, operands, constants),
     )
+
+
+def captured(node: ir.Node) -> list[str]:
+    """Tensors of the outer graph that the branches or bodies of a control-flow node read."""
+    names: list[str] = []
+    for body in subgraphs(node):
+        inside = {value for inner in body for value in inner.outputs} | set(body.inputs)
+        inside |= set(body.initializers.values())
+        for inner in body:
+            names += [str(v.name) for v in inner.inputs if v is not None and v not in inside]
+            names += [name for name in captured(inner) if name not in {v.name for v in inside}]
+        names += [str(v.name) for v in body.outputs if v not in inside]
+    return names
+
+
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """Bodies of a control-flow node; empty for any other."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.value)
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found.extend(attribute.value)
+    return found
 
 
 def _linear_operands(

@@ -54,7 +54,7 @@ def _projections(
 ) -> tuple[Tensor, Tensor, Tensor]:
     bias = given["in_proj_bias"]
     if not given["use_separate_proj_weight"] and query is key and key is value:
-        first, second, third = F.linear(query, given["in_proj_weight"], bias).split(size, dim=-1)
+        first, second, third = F.linear(query, given["in_proj_weight"], bias).split(size, dim=-1)  # type: ignore[no-untyped-call]
         return first, second, third
     if given["use_separate_proj_weight"]:
         matrices = [given[f"{name}_proj_weight"] for name in ("q", "k", "v")]

@@ -234,7 +234,8 @@ class _LearnedClip(torch.autograd.Function):
 
 def _inner(left: Tensor, right: Tensor, like: Tensor) -> Tensor:
     """Sum of products over every dimension that ``like`` doesn't keep, shaped as ``like``."""
-    if like.numel() == 1 and left.is_contiguous() and right.is_contiguous() and left.dtype == right.dtype:
+    flat = left.is_contiguous() and right.is_contiguous()
+    if like.numel() == 1 and flat and left.dtype == right.dtype == torch.float32:
         return torch.dot(left.view(-1), right.view(-1)).float().reshape(like.shape)
     return _total(left * right, like)
 

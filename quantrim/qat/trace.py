@@ -70,6 +70,7 @@ class Trace:
         maker: tensor → site whose result it is (the BatchNorm's for a folded one).
         frames: module path → frame names under which it ran.
         overwritten: tensors that somebody still reads through the object an in-place op has changed.
+        consumed: tensors whose memory an in-place op takes over.
         shapes: first output's shape by site.
     """
 
@@ -78,6 +79,7 @@ class Trace:
     maker: Mapping[str, str]
     frames: Mapping[str, frozenset[str]]
     overwritten: frozenset[str]
+    consumed: frozenset[str]
     shapes: Mapping[str, tuple[int, ...]]
 
 
@@ -127,6 +129,7 @@ class Tracer(TorchFunctionMode):
         self.frames: dict[str, set[str]] = {}
         self.stale: dict[int, tuple[Tensor, str]] = {}
         self.overwritten: set[str] = set()
+        self.consumed: set[str] = set()
 
     def enter(self, path: str) -> None:
         """A module call starts."""
@@ -135,7 +138,7 @@ class Tracer(TorchFunctionMode):
 
     def feed(self, values: Sequence[Any]) -> tuple[str, ...]:
         """Name the floating tensors among the inputs: "input", "input_1", ..."""
-        names = []
+        names: list[str] = []
         for value in _tensors(values):
             names.append(f"input_{len(names)}" if names else "input")
             self._name(value, names[-1])
@@ -158,11 +161,15 @@ class Tracer(TorchFunctionMode):
         if op is None:  # x.T, x.data: attributes that are tensors
             return self._attribute(function, inputs, output)
         assert site is not None
-        if refined(op, args, kwargs, output) in ALIAS_OPS and isinstance(output, Tensor):
+        if op in ALIAS_OPS and isinstance(output, Tensor):
+            if kwargs.get("inplace"):
+                self.consumed.add(inputs[0][1])
             self._name(output, inputs[0][1])
             return output
         self._record(site, op, function, args, kwargs, inputs, output)
-        if isinstance(output, Tensor) and changed.get(id(output)) is not None:
+        before = changed.get(id(output)) if isinstance(output, Tensor) else None
+        if before is not None:
+            self.consumed.add(before[1])
             return self._changed_in_place(output)
         return output
 
@@ -262,6 +269,7 @@ class Tracer(TorchFunctionMode):
             maker=maker,
             frames={path: frozenset(names) for path, names in self.frames.items()},
             overwritten=frozenset(self.overwritten),
+            consumed=frozenset(self.consumed),
             shapes=self.shapes,
         )
 
@@ -337,6 +345,9 @@ def _attributes(
         return {"group": args[6] if len(args) > 6 else kwargs.get("groups", 1)}
     if call.op in ("add", "mul", "sub", "div") and len(call.inputs) < 2:
         return {"constant_operand": True}
+    if call.op == "concat":
+        given = args[0] if args else kwargs["tensors"]
+        return {"constant_operand": True} if len(call.inputs) < len(given) else {}
     if call.op == "pad":
         mode = args[2] if len(args) > 2 else kwargs.get("mode", "constant")
         value = args[3] if len(args) > 3 else kwargs.get("value")
@@ -355,7 +366,8 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 def _slots(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[Slot, Any]]:
     """Tensors among the arguments of a call, one level of lists deep, with the way to each."""
-    for key, value in (*enumerate(args), *kwargs.items()):
+    keyed: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for key, value in keyed:
         if isinstance(value, Tensor):
             yield (key,), value
         elif isinstance(value, (list, tuple)):

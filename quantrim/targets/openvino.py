@@ -21,7 +21,7 @@ OPENVINO = Target(
     bias="int32",
     int8_matmul=True,
     notes={
-        "needs_output": "2026.4: convolutions run INT8 whatever follows; a Q/DQ pair read by a float op costs a "
+        "needs_output": "2026.4: convolutions run INT8 whatever follows; a pair read by a float op costs a "
         "reference Convert and breaks the fusion of SiLU, HardSwish and GELU into the convolution",
         "activation u8": "2026.4: s8 affine activations run slower than FP32; u8 affine is the fast form",
         "shared_scale": "2026.4: a concat of different scales falls out of INT8",

@@ -1,0 +1,304 @@
+"""The quantizers of a module, and the function mode that applies them while its forward runs.
+
+The bank is a submodule named ``quantrim`` of the user's module, so that ``to``, ``train``, ``state_dict``,
+``deepcopy``, optimizers and DistributedDataParallel treat quantizers like any other state; the user's own
+keys stay as they were. Hooks on every module keep track of where the forward is and hold the function mode
+active in it. They are bound methods of the bank, so a deepcopy of the module has hooks of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
+
+from quantrim.errors import ModelError
+from quantrim.qat.attention import multi_head_attention
+from quantrim.qat.config import QATConfig
+from quantrim.qat.layout import Layout, Read, Site, WeightUse, Write
+from quantrim.qat.ops import WEIGHTED_OPS, Function, canonical
+from quantrim.qat.quantizers import activation_quantizer
+from quantrim.qat.scope import Scope
+from quantrim.qat.trace import Slot
+from quantrim.qat.weights import weight_preprocess, weight_quantizer
+
+#: Name of the bank in the user's module, and prefix of its keys in the state_dict.
+BANK_NAME = "quantrim"
+
+
+class Visitor:
+    """What happens to the tensors at a site: the bank walks, the visitor acts. This one does nothing."""
+
+    def read(self, x: Tensor, read: Read, site: Site) -> Tensor:
+        """An activation on its way into the call."""
+        return x
+
+    def source(self, x: Tensor, site: Site) -> Tensor:
+        """The activation that is multiplied with a quantized weight, after :meth:`read`."""
+        return x
+
+    def weight(self, weight: Tensor, use: WeightUse, site: Site) -> Tensor:
+        """A weight on its way into the call."""
+        return weight
+
+    def write(self, x: Tensor, write: Write, site: Site) -> Tensor:
+        """A result."""
+        return x
+
+    def replaces(self, site: Site) -> Callable[[Tensor], Tensor] | None:
+        """Function of the first argument to be called instead of the site's own, or None."""
+        return None
+
+
+class Bank(nn.Module):
+    """Quantizers of one module.
+
+    Args:
+        module: the user's module; hooks are registered on it and on all of its submodules.
+        layout: what is quantized where.
+        config: which quantizers to make.
+    """
+
+    def __init__(self, module: nn.Module, layout: Layout, config: QATConfig) -> None:
+        super().__init__()
+        self.layout = layout
+        self.activations = nn.ModuleDict(
+            {key_of(g): activation_quantizer(config, c, layout.members[g]) for g, c in layout.codes.items()}
+        )
+        self.weights, self.preprocess = nn.ModuleDict(), nn.ModuleDict()
+        self.inputs = nn.ModuleDict()
+        for key, use in layout.weights.items():
+            self.weights[key_of(key)] = weight_quantizer(config, use.axis, use.shape)
+            before = weight_preprocess(config)
+            if before is not None:
+                self.preprocess[key_of(key)] = before
+        if config.activation_preprocess is not None:
+            for group in layout.codes:
+                self.inputs[key_of(group)] = config.activation_preprocess()
+        self.quantizing, self.batch_norm_frozen = True, False
+        self.visitor: Visitor | None = None
+        self._modes: list[Interceptor] = []
+        self.handles = [handle for path, inner in module.named_modules() for handle in self._hook(path, inner)]
+
+    def _hook(self, path: str, inner: nn.Module) -> list[Any]:
+        return [
+            inner.register_forward_pre_hook(partial(self._enter, path)),
+            inner.register_forward_hook(self._leave, always_call=True),
+        ]
+
+    def detach(self) -> None:
+        """Take the hooks away; the module runs as if it had never been quantized."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    @property
+    def running(self) -> bool:
+        """Whether the function mode is active."""
+        return bool(self._modes)
+
+    def _enter(self, path: str, module: nn.Module, args: Any) -> None:
+        if self._modes:
+            self._modes[-1].scope.enter(path)
+            return
+        if self.batch_norm_frozen and self.training:
+            freeze_batch_norms(module)
+        mode = Interceptor(self, self.visitor or Simulate(self, observe=path == ""))
+        mode.scope.enter(path, self._only_frame(path))
+        self._modes.append(mode)
+        mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self._modes:  # another hook failed before ours had run
+            return
+        mode = self._modes[-1]
+        mode.scope.leave()
+        if not mode.scope.frames:
+            self._modes.pop()
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def _only_frame(self, path: str) -> str:
+        """Name under which the module at ``path`` runs, when it is called from outside of the root.
+
+        Gradient checkpointing does so in the backward pass.
+        """
+        names = self.layout.frames.get(path, frozenset({path}))
+        if len(names) > 1:
+            raise ModelError(
+                f"module {path!r} is used {len(names)} times in a forward pass, so a call from outside of it "
+                "(gradient checkpointing, or a direct call) can't tell which quantizers to use. "
+                "Checkpoint the module around it."
+            )
+        return next(iter(names))
+
+    def quantizer(self, group: str) -> nn.Module:
+        """Activation quantizer by its key."""
+        return self.activations[key_of(group)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._modes:
+            raise RuntimeError("a module can't be copied while its forward runs.")
+        return dict(self.__dict__)
+
+
+def key_of(name: str) -> str:
+    """Name for a ModuleDict, which allows no dots."""
+    return name.replace(".", "|")
+
+
+def freeze_batch_norms(module: nn.Module) -> None:
+    """Put BatchNorms into evaluation mode, whatever ``train()`` said."""
+    for inner in module.modules():
+        if isinstance(inner, _BatchNorm):
+            inner.training = False
+
+
+class Interceptor(TorchFunctionMode):
+    """Hands every call of a torch function to the site that is laid out for it."""
+
+    def __init__(self, bank: Bank, visitor: Visitor) -> None:
+        super().__init__()
+        self.scope = Scope()
+        self.sites, self.seen, self.visitor = bank.layout.sites, bank.layout.seen, visitor
+
+    def __torch_function__(
+        self,
+        function: Function,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        op = canonical(function)
+        if op is None:
+            return function(*args, **kwargs)
+        if function is F.multi_head_attention_forward:
+            with self:
+                return multi_head_attention(*args, **kwargs)
+        name = self.scope.site(op)
+        site = self.sites.get(name)
+        if site is None:
+            if op in WEIGHTED_OPS and name not in self.seen:
+                raise ModelError(self._unseen(name, op))
+            return function(*args, **kwargs)
+        return run_site(site, self.visitor, function, args, dict(kwargs))
+
+    def _unseen(self, name: str, op: str) -> str:
+        return (
+            f"module {self.scope.path!r} took a branch that no example input has shown: {name!r} ({op}) has no "
+            "quantizer. Pass more_examples=[...] with an input for each branch to QAT, or skip the module."
+        )
+
+
+def run_site(
+    site: Site, visitor: Visitor, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """One call with its arguments and results shown to the visitor."""
+    instead = visitor.replaces(site)
+    if instead is not None:
+        return instead(args[0] if args else kwargs["input"])
+    for read in site.reads:
+        args, kwargs = _replaced(args, kwargs, read.slot, partial(visitor.read, read=read, site=site))
+    if site.weight is not None:
+        args, kwargs = _replaced(args, kwargs, site.weight.source, partial(visitor.source, site=site))
+        change = partial(visitor.weight, use=site.weight, site=site)
+        args, kwargs = _replaced(args, kwargs, site.weight.slot, change)
+    output = function(*args, **kwargs)
+    for write in site.writes:
+        if isinstance(output, Tensor):
+            output = visitor.write(output, write, site)
+        else:
+            parts = list(output)
+            parts[write.index] = visitor.write(parts[write.index], write, site)
+            output = type(output)(parts)
+    return output
+
+
+def _replaced(
+    args: tuple[Any, ...], kwargs: dict[str, Any], slot: Slot, change: Callable[[Tensor], Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with the one at ``slot`` changed; nothing is changed in place."""
+    key, inner = slot[0], slot[1:]
+    value = args[key] if isinstance(key, int) else kwargs[key]
+    if inner:
+        items = list(value)
+        items[int(inner[0])] = change(items[int(inner[0])])
+        value = tuple(items) if isinstance(value, tuple) else items
+    else:
+        value = change(value)
+    if isinstance(key, int):
+        return (*args[:key], value, *args[key + 1 :]), kwargs
+    return args, {**kwargs, key: value}
+
+
+class Simulate(Visitor):
+    """Fake quantization, for training and evaluation.
+
+    Args:
+        bank: the quantizers.
+        observe: quantizers may take statistics; not when gradient checkpointing runs a block again.
+    """
+
+    def __init__(self, bank: Bank, observe: bool) -> None:
+        self.bank, self.observe = bank, observe
+
+    @override
+    def read(self, x: Tensor, read: Read, site: Site) -> Tensor:
+        return self._activation(x, read.group, read.member)
+
+    @override
+    def write(self, x: Tensor, write: Write, site: Site) -> Tensor:
+        if write.member is None:
+            return x
+        result = self._activation(x, write.group, write.member)
+        return result.clone() if write.consumed and result.requires_grad else result
+
+    @override
+    def weight(self, weight: Tensor, use: WeightUse, site: Site) -> Tensor:
+        if not self.bank.quantizing:
+            return weight
+        quantizer: Tensor = self.bank.weights[key_of(use.key)](prepared_weight(self.bank, weight, use))
+        return quantizer
+
+    @override
+    def replaces(self, site: Site) -> Callable[[Tensor], Tensor] | None:
+        if not site.is_relu or not self.bank.quantizing or key_of(site.writes[0].group) in self.bank.inputs:
+            return None
+        group, consumed = site.writes[0].group, site.writes[0].consumed
+        if consumed or site.reads or not getattr(self.bank.quantizer(group), "takes_relu", False):
+            return None
+        return partial(self._activation, group=group, member=site.writes[0].member)
+
+    def _activation(self, x: Tensor, group: str, member: int | None) -> Tensor:
+        member = member if self.observe else None
+        key = key_of(group)
+        quantizer = self.bank.activations[key]
+        if not self.bank.quantizing:
+            if quantizer.training and member is not None and hasattr(quantizer, "observe"):
+                with torch.no_grad():
+                    quantizer.observe(x.detach(), member)  # type: ignore[operator]
+            return x
+        x = self.prepared(x, group)
+        result: Tensor = quantizer(x, member) if hasattr(quantizer, "members") else quantizer(x)
+        return result
+
+    def prepared(self, x: Tensor, group: str) -> Tensor:
+        """Activation after its preprocess module, if it has one."""
+        key = key_of(group)
+        changed: Tensor = self.bank.inputs[key](x) if key in self.bank.inputs else x
+        return changed
+
+
+def prepared_weight(bank: Bank, weight: Tensor, use: WeightUse) -> Tensor:
+    """Weight after its preprocess module, if it has one."""
+    before = bank.preprocess
+    key = key_of(use.key)
+    prepared: Tensor = before[key](weight) if key in before else weight
+    return prepared

@@ -1,0 +1,131 @@
+"""What a user may choose about quantization-aware training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from quantrim.errors import ConfigError, did_you_mean
+from quantrim.ranges import ESTIMATORS, Algo
+
+ActivationMethod = Literal["moving_average", "abs_max", "range_abs_max", "lsq", "pact"]
+WeightMethod = Literal["abs_max", "moving_average", "range_abs_max", "lsq"]
+Preprocess = Literal["pact"]
+#: Makes a module; a fresh one for every tensor.
+ModuleMaker = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True, slots=True)
+class QATConfig:
+    """Settings of quantization-aware training.
+
+    Attributes:
+        weight: how the scale of a weight comes about: "abs_max" of the weight at every step,
+            "moving_average" or "range_abs_max" (largest of the last ``window_size`` steps) of it, or a
+            learned step size, "lsq".
+        activation: the same for activations, or a learned clip, "pact". "abs_max" takes each batch's own
+            range while training and the average range afterwards.
+        weight_per_channel: one scale for each output channel, else one for the tensor.
+        weight_bits: 2 to 8.
+        activation_bits: 2 to 8.
+        initial_range: how calibration chooses the range that training starts from.
+        moving_rate: decay of the moving average.
+        compat_start: start the moving average at 1 with weight 1, as PaddleSlim does, instead of at the
+            first batch.
+        window_size: steps that "range_abs_max" looks back.
+        weight_preprocess: "pact" clips each weight with a learned threshold before it is quantized, or a
+            maker of nn.Modules that are applied first.
+        activation_preprocess: maker of nn.Modules applied to an activation before its quantizer.
+        weight_quantizer: maker of nn.Modules used instead of quantrim's; with a method ``scale(weight)``
+            they can be exported.
+        activation_quantizer: the same for activations, with a method ``qparams()``.
+        learned_rate: factor on the learning rate for learned steps, offsets and thresholds.
+        learned_decay: L2 factor on the learned thresholds of PACT.
+        skip: globs on call sites and module paths that stay float.
+        skip_types: classes of modules that stay float.
+        op_types: canonical ops that may be quantized; None for all that the target runs.
+        warm_up: iterations in which ranges are observed and nothing is quantized.
+        freeze_ranges_at: iteration from which observers stand still; None for never.
+        freeze_batch_norm_at: iteration from which BatchNorms use and keep their running statistics.
+    """
+
+    weight: WeightMethod = "abs_max"
+    activation: ActivationMethod = "moving_average"
+    weight_per_channel: bool = True
+    weight_bits: int = 8
+    activation_bits: int = 8
+    initial_range: Algo = "mse"
+    moving_rate: float = 0.9
+    compat_start: bool = False
+    window_size: int = 10_000
+    weight_preprocess: Preprocess | ModuleMaker | None = None
+    activation_preprocess: ModuleMaker | None = None
+    weight_quantizer: ModuleMaker | None = None
+    activation_quantizer: ModuleMaker | None = None
+    learned_rate: float = 1.0
+    learned_decay: float = 1e-4
+    skip: tuple[str, ...] = ()
+    skip_types: tuple[type[nn.Module], ...] = ()
+    op_types: frozenset[str] | None = None
+    warm_up: int = 0
+    freeze_ranges_at: int | None = None
+    freeze_batch_norm_at: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            ConfigError: one of them is illegal.
+        """
+        _require_one_of("weight", self.weight, get_args(WeightMethod))
+        _require_one_of("activation", self.activation, get_args(ActivationMethod))
+        _require_one_of("initial_range", self.initial_range, ESTIMATORS)
+        for name in ("weight_bits", "activation_bits"):
+            bits = getattr(self, name)
+            if not isinstance(bits, int) or not 2 <= bits <= 8:
+                raise ConfigError(f"{name} is {bits!r}; it must be 2 to 8.")
+        if not 0 < self.moving_rate < 1:
+            raise ConfigError(f"moving_rate is {self.moving_rate}; it must be in (0, 1), e.g. 0.9.")
+        if self.window_size < 1:
+            raise ConfigError(f"window_size is {self.window_size}; it must be at least 1.")
+        if self.weight == "range_abs_max" and self.weight_per_channel:
+            raise ConfigError(
+                "weight 'range_abs_max' keeps one scale per tensor; set weight_per_channel=False."
+            )
+        if isinstance(self.weight_preprocess, str) and self.weight_preprocess != "pact":
+            raise ConfigError(
+                f"weight_preprocess is {self.weight_preprocess!r}; legal: 'pact' or a module class."
+            )
+
+
+def method(name: str, **changes: Any) -> QATConfig:
+    """Settings by the name of a method, with changes.
+
+    Args:
+        name: "default" (moving averages), "pact" (learned activation clips, weights clipped by a learned
+            threshold) or "lsq" (learned steps of weights and activations).
+        changes: fields of :class:`QATConfig`.
+
+    Raises:
+        ConfigError: unknown method or field, or an illegal value.
+    """
+    presets: dict[str, dict[str, Any]] = {
+        "default": {},
+        "pact": {"activation": "pact", "weight_preprocess": "pact"},
+        "lsq": {"activation": "lsq", "weight": "lsq"},
+    }
+    if name not in presets:
+        raise ConfigError(f"unknown method {name!r}{did_you_mean(name, presets)}")
+    legal = [entry.name for entry in fields(QATConfig)]
+    for key in changes:
+        if key not in legal:
+            raise ConfigError(f"unknown QAT setting {key!r}{did_you_mean(key, legal)}")
+    return replace(QATConfig(), **{**presets[name], **changes})
+
+
+def _require_one_of(name: str, value: Any, legal: Any) -> None:
+    if value not in tuple(legal):
+        raise ConfigError(f"{name} is {value!r}{did_you_mean(str(value), legal)}")

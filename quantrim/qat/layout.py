@@ -1,0 +1,408 @@
+"""From traces and a placement to what happens at each call: which quantizers it reads, uses and feeds."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from quantrim.errors import ConfigError, ModelError, did_you_mean
+from quantrim.graph.view import Graph, Node
+from quantrim.placement import Plan, Selection, place
+from quantrim.qat.config import QATConfig
+from quantrim.qat.ops import EXACT_OPS, WEIGHTED_OPS
+from quantrim.qat.quantizers import Codes, codes_for
+from quantrim.qat.trace import Call, Slot, Trace
+from quantrim.targets import Target
+
+#: Ops whose result is never negative, whatever they read.
+_NON_NEGATIVE = frozenset({"relu", "sigmoid", "hard_sigmoid", "softmax"})
+#: Ops whose result is never negative if nothing they read is.
+_SIGN_KEEPING = EXACT_OPS | {
+    "add",
+    "concat",
+    "mul",
+    "avg_pool",
+    "global_avg_pool",
+    "resize",
+    "pad",
+    "relu",
+    "clip",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """An argument that passes a quantizer on its way into a call.
+
+    Attributes:
+        slot: way to the argument.
+        tensor: name of the tensor.
+        group: key of its quantizer.
+        member: place of the tensor's statistics in the quantizer; None where they are taken elsewhere.
+    """
+
+    slot: Slot
+    tensor: str
+    group: str
+    member: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A result that passes a quantizer before anybody reads it.
+
+    Attributes:
+        index: position among the call's results.
+        tensor: name of the tensor.
+        group: key of its quantizer.
+        member: place of the tensor's statistics in the quantizer; None where every value is on the
+            quantizer's grid already.
+        consumed: an in-place op takes its memory over, so that nothing may be kept in it for the backward
+            pass.
+    """
+
+    index: int
+    tensor: str
+    group: str
+    member: int | None
+    consumed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WeightUse:
+    """A weight that passes a quantizer on its way into a call.
+
+    Attributes:
+        slot: way to the weight.
+        source: way to the activation that it is multiplied with.
+        key: key of its quantizer.
+        axis: output-channel dimension.
+        shape: shape of the weight.
+    """
+
+    slot: Slot
+    source: Slot
+    key: str
+    axis: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What happens at one call.
+
+    Attributes:
+        name: the call.
+        reads: arguments quantized at this call.
+        weight: the weight, where it is quantized.
+        writes: results quantized at this call.
+        is_relu: the call clips its argument to what the codes of its result hold anyway, so that the
+            quantizer of the result may do its work.
+    """
+
+    name: str
+    reads: tuple[Read, ...] = ()
+    weight: WeightUse | None = None
+    writes: tuple[Write, ...] = ()
+    is_relu: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Everything about the calls of a module that training needs to know.
+
+    Attributes:
+        sites: calls at which something is quantized.
+        codes: codes of each activation quantizer.
+        members: how many tensors feed each activation quantizer.
+        weights: one use of each weight quantizer.
+        seen: calls with weights that any trace has shown.
+        frames: module path → frame names under which it runs.
+        plan: placement of the first trace.
+        graph: graph of the first trace.
+        calls: calls of the first trace by site.
+    """
+
+    sites: Mapping[str, Site]
+    codes: Mapping[str, Codes]
+    members: Mapping[str, int]
+    weights: Mapping[str, WeightUse]
+    seen: frozenset[str]
+    frames: Mapping[str, frozenset[str]]
+    plan: Plan
+    graph: Graph
+    calls: Mapping[str, Call]
+
+
+def lay_out(
+    module: nn.Module, traces: Sequence[Trace], training: Sequence[Trace], target: Target, config: QATConfig
+) -> Layout:
+    """Decide what is quantized.
+
+    Args:
+        module: the traced module.
+        traces: evaluation runs, one for each set of example inputs; what they don't show isn't quantized.
+        training: runs in training mode; calls that only they show (auxiliary heads) stay float.
+        target: rules of the engine.
+        config: what the user chose.
+
+    Raises:
+        ConfigError: a skip glob matches nothing, or an op type is unknown to the target.
+        ModelError: training calls the functions of a module in another order than evaluation.
+    """
+    _check_globs(module, traces, config)
+    plans = [place(t.graph, target, _selection(module, t, config)) for t in traces]
+    for run in (*traces[1:], *training):
+        _check_same_order(traces[0], run)
+    groups = _merged_groups(traces, plans)
+    signs = [_sign_facts(t.graph) for t in traces]
+    codes = _codes(groups, signs, plans[0].activation, config)
+    sites: dict[str, Site] = {}
+    members = Members()
+    consumed = frozenset().union(*(run.consumed for run in (*traces, *training)))
+    for run, plan in zip(traces, plans, strict=True):
+        for name, site in _sites(run, plan, groups, codes, members, consumed).items():
+            sites[name] = _union(sites[name], site) if name in sites else site
+    uses = [site.weight for site in sites.values() if site.weight is not None]
+    frames: dict[str, frozenset[str]] = {}
+    for run in (*traces, *training):
+        for path, names in run.frames.items():
+            frames[path] = frames.get(path, frozenset()) | names
+    return Layout(
+        sites=sites,
+        codes={group: codes[group] for group in members.count},
+        members=members.count,
+        weights={use.key: use for use in uses},
+        seen=frozenset(
+            name for run in (*traces, *training) for name, call in run.calls.items() if call.op in WEIGHTED_OPS
+        ),
+        frames=frames,
+        plan=plans[0],
+        graph=traces[0].graph,
+        calls=traces[0].calls,
+    )
+
+
+def _check_globs(module: nn.Module, traces: Sequence[Trace], config: QATConfig) -> None:
+    names = {name for run in traces for name in (*run.calls, *run.frames)}
+    for glob in config.skip:
+        if not fnmatch.filter(names, glob):
+            legal = [path for path, _ in module.named_modules() if path]
+            raise ConfigError(f"skip {glob!r} matches no module and no call{did_you_mean(glob, legal[:400])}")
+
+
+def _selection(module: nn.Module, run: Trace, config: QATConfig) -> Selection:
+    """The user's choices as call names."""
+    modules = dict(module.named_modules())
+    skipped = [node.name for node in run.graph.nodes if _skipped(run.calls[node.name], modules, config)]
+    return Selection(skip=tuple(skipped), op_types=config.op_types)
+
+
+def _skipped(call: Call, modules: Mapping[str, nn.Module], config: QATConfig) -> bool:
+    parents = _parents(call.path)
+    if any(fnmatch.fnmatchcase(name, glob) for glob in config.skip for name in (call.site, *parents)):
+        return True
+    around = [modules[path] for path in parents if path in modules]
+    return any(getattr(m, "skip_quant", False) or isinstance(m, config.skip_types) for m in around)
+
+
+def _parents(path: str) -> list[str]:
+    """The path itself and every path above it, the root ("") last."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:count]) for count in range(len(parts), -1, -1)]
+
+
+def _check_same_order(first: Trace, other: Trace) -> None:
+    """Two runs must agree on what a call is, or a quantizer would serve another tensor."""
+    for site, call in first.calls.items():
+        twin = other.calls.get(site)
+        if twin is None:
+            continue
+        weights = tuple(c.weight.name if c.weight else None for c in (call, twin))
+        if call.op != twin.op or weights[0] != weights[1]:
+            raise ModelError(
+                f"module {call.path!r} calls its functions in an order that depends on its input or mode: "
+                f"{site!r} is {call.op} on {weights[0]} in one run and {twin.op} on {weights[1]} in another. "
+                "Put the varying part into a module of its own."
+            )
+
+
+def _merged_groups(traces: Sequence[Trace], plans: Sequence[Plan]) -> dict[str, str]:
+    """Tensor → quantizer key over every run.
+
+    Runs that take different branches may feed one argument from different tensors; those share a
+    quantizer, since the call has one.
+    """
+    parent: dict[str, str] = {}
+
+    def find(tensor: str) -> str:
+        while parent[tensor] != tensor:
+            tensor = parent[tensor]
+        return tensor
+
+    readers: dict[tuple[str, Slot], str] = {}
+    for run, plan in zip(traces, plans, strict=True):
+        for tensor, leader in plan.groups.items():
+            for name in (leader, tensor):
+                parent.setdefault(name, name)
+            parent[find(tensor)] = find(leader)
+        for node, tensor in sorted(plan.reads):
+            for slot, name in run.calls[node].inputs:
+                if name == tensor:
+                    first = readers.setdefault((node, slot), tensor)
+                    parent[find(tensor)] = find(first)
+    return {tensor: find(tensor) for tensor in parent}
+
+
+class Members:
+    """Numbers the tensors that feed each quantizer; a tensor is observed at one place only."""
+
+    def __init__(self) -> None:
+        self.count: dict[str, int] = {}
+        self._taken: dict[str, tuple[int, tuple[str, Slot]]] = {}
+
+    def take(self, group: str, tensor: str, place: tuple[str, Slot]) -> int | None:
+        """Number of a tensor at the place where it is first seen, None at any other place."""
+        if tensor not in self._taken:
+            self._taken[tensor] = (self.count.get(group, 0), place)
+            self.count[group] = self.count.get(group, 0) + 1
+        number, first = self._taken[tensor]
+        return number if first == place else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Sign:
+    non_negative: bool
+    cap: float | None
+
+
+def _sign_facts(graph: Graph) -> dict[str, _Sign]:
+    """What is known of the sign and size of each tensor from the ops alone."""
+    facts = dict.fromkeys(graph.inputs, _Sign(False, None))
+    for node in graph.nodes:
+        sources = [facts.get(name, _Sign(False, None)) for name in node.inputs]
+        fact = _sign(node, sources)
+        facts.update(dict.fromkeys(node.outputs, fact))
+    return facts
+
+
+def _sign(node: Node, sources: Sequence[_Sign]) -> _Sign:
+    inherited = bool(sources) and all(fact.non_negative for fact in sources)
+    cap = None
+    if node.op in EXACT_OPS | {"concat", "avg_pool", "global_avg_pool", "relu"}:
+        caps = [fact.cap for fact in sources]
+        cap = None if None in caps or not caps else max(c for c in caps if c is not None)
+    if node.op == "clip":
+        low, high = node.attributes.get("low"), node.attributes.get("high")
+        return _Sign((low is not None and low >= 0) or inherited, high)
+    if node.op in _NON_NEGATIVE:
+        return _Sign(True, 1.0 if node.op != "relu" else cap)
+    constant = node.attributes.get("constant_operand", False)
+    bicubic = node.attributes.get("mode") == "bicubic"  # overshoots
+    keeps = node.op in _SIGN_KEEPING and not constant and not bicubic
+    return _Sign(keeps and inherited, cap if keeps and inherited else None)
+
+
+def _codes(
+    groups: Mapping[str, str], signs: Sequence[Mapping[str, _Sign]], activation: str, config: QATConfig
+) -> dict[str, Codes]:
+    members: dict[str, list[_Sign]] = {}
+    for tensor, group in groups.items():
+        members.setdefault(group, []).extend(facts[tensor] for facts in signs if tensor in facts)
+    codes = {}
+    for group, facts in members.items():
+        non_negative = all(fact.non_negative for fact in facts)
+        caps = [fact.cap for fact in facts]
+        cap = max(c for c in caps if c is not None) if non_negative and None not in caps else None
+        kind = "u8" if activation == "u8" else "s8"
+        codes[group] = codes_for(kind, config.activation_bits, non_negative, cap)  # type: ignore[arg-type]
+    return codes
+
+
+def _sites(
+    run: Trace,
+    plan: Plan,
+    groups: Mapping[str, str],
+    codes: Mapping[str, Codes],
+    members: Members,
+    consumed: frozenset[str],
+) -> dict[str, Site]:
+    graph = run.graph
+    eager = {tensor for tensor in plan.groups if _is_eager(run, plan, tensor)}
+    reads: dict[str, list[Read]] = {}
+    for node in graph.nodes:
+        for slot, tensor in run.calls[node.name].inputs:
+            if (node.name, tensor) in plan.reads and tensor not in eager:
+                member = members.take(groups[tensor], tensor, (node.name, slot))
+                reads.setdefault(node.name, []).append(Read(slot, tensor, groups[tensor], member))
+    writes: dict[str, list[Write]] = {}
+    for node in graph.nodes:
+        for index, tensor in enumerate(node.outputs):
+            if tensor in eager:
+                exact = _is_exact(node, plan, groups, tensor)
+                member = None if exact else members.take(groups[tensor], tensor, (node.name, ()))
+                write = Write(index, tensor, groups[tensor], member, tensor in consumed)
+                writes.setdefault(run.maker[tensor], []).append(write)
+    weights = {name: _weight_use(run.calls[name]) for name in plan.weights}
+    names = dict.fromkeys((*reads, *writes, *weights))
+    return {
+        name: Site(
+            name=name,
+            reads=tuple(reads.get(name, ())),
+            weight=weights.get(name),
+            writes=tuple(writes.get(name, ())),
+            is_relu=_is_relu(run.calls[name], writes.get(name, ()), codes),
+        )
+        for name in names
+    }
+
+
+def _is_eager(run: Trace, plan: Plan, tensor: str) -> bool:
+    """Whether a tensor can be quantized once, where it is made: everybody reads it quantized.
+
+    Not so for inputs of the graph, nor when somebody keeps reading the object that an in-place op changed.
+    """
+    graph = run.graph
+    if tensor not in graph.producer or tensor in run.overwritten:
+        return False
+    if tensor in graph.outputs and tensor not in plan.outputs:
+        return False
+    return all((reader.name, tensor) in plan.reads for reader in graph.consumers.get(tensor, ()))
+
+
+def _is_exact(node: Node, plan: Plan, groups: Mapping[str, str], tensor: str) -> bool:
+    moves = node.op in EXACT_OPS or node.op == "concat" or node.attributes.get("mode") == "nearest"
+    sources = [name for name in node.inputs if (node.name, name) in plan.reads]
+    same = all(groups[name] == groups[tensor] for name in sources)
+    return moves and len(sources) == len(node.inputs) and same and "constant_operand" not in node.attributes
+
+
+def _is_relu(call: Call, writes: Iterable[Write], codes: Mapping[str, Codes]) -> bool:
+    made = [codes[write.group] for write in writes]
+    if len(made) != 1 or not made[0].non_negative:
+        return False
+    if call.op == "relu":
+        return True
+    return call.op == "clip" and call.attributes["low"] == 0 and call.attributes["high"] in (made[0].cap, None)
+
+
+def _weight_use(call: Call) -> WeightUse:
+    assert call.weight is not None
+    weight, source = call.weight, call.inputs[0][0]
+    return WeightUse(call.weight_slot, source, f"{weight.name}@{weight.axis}", weight.axis, weight.shape)
+
+
+def _union(first: Site, second: Site) -> Site:
+    """A call that two runs have shown: quantized wherever one of them says so."""
+    slots = {read.slot for read in first.reads}
+    indices = {write.index for write in first.writes}
+    return replace(
+        first,
+        reads=(*first.reads, *(read for read in second.reads if read.slot not in slots)),
+        weight=first.weight or second.weight,
+        writes=(*first.writes, *(write for write in second.writes if write.index not in indices)),
+        is_relu=first.is_relu and second.is_relu,
+    )

@@ -1,0 +1,283 @@
+"""Quantization-aware training of a module that stays the user's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from quantrim.errors import CheckpointError, DataError, ModelError
+from quantrim.placement import Plan
+from quantrim.qat.bank import BANK_NAME, Bank, Visitor, key_of, prepared_weight
+from quantrim.qat.calibration import Collect, initial_range
+from quantrim.qat.config import QATConfig
+from quantrim.qat.export import ExportResult, export_int8
+from quantrim.qat.layout import Site, WeightUse, lay_out
+from quantrim.qat.quantizers import ActivationQuantizer
+from quantrim.qat.trace import Trace, trace
+from quantrim.qat.weights import ClippedWeight, WeightQuantizer
+from quantrim.targets import Target, target_named
+
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+#: Weight of a calibration against training batches in a moving average.
+_CALIBRATED, _GUESSED = 100.0, 0.0
+
+
+class QAT:
+    """A module under quantization-aware training.
+
+    ``qat.module`` is the module itself: same class, same forward, same parameter names. Train it with any
+    loop. While its forward runs, quantizers act on the tensors that the target runs in INT8.
+
+    Args:
+        module: any nn.Module; it is changed in place (hooks, and a submodule named "quantrim").
+        example_inputs: a tensor, the positional arguments, or a mapping of keyword arguments of the
+            forward. The module is run with it to see its calls; it need not be real data.
+        target: name of a target, or the target.
+        config: settings; the defaults when None.
+        more_examples: further inputs, one for each branch that the forward may take.
+        inplace: change ``module``, else a deep copy of it.
+
+    Raises:
+        ModelError: the module can't be traced or was quantized before.
+        ConfigError: a skip glob matches nothing, or the settings contradict the target.
+
+    Example:
+        >>> import torch, quantrim
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+        >>> qat = quantrim.qat.QAT(net, torch.randn(1, 3, 8, 8))
+        >>> tuple(qat.module(torch.randn(2, 3, 8, 8)).shape)
+        (2, 8, 6, 6)
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        example_inputs: Inputs,
+        *,
+        target: str | Target = "portable",
+        config: QATConfig | None = None,
+        more_examples: Sequence[Inputs] = (),
+        inplace: bool = True,
+    ) -> None:
+        if hasattr(module, BANK_NAME):
+            raise ModelError(
+                f"{type(module).__name__} is quantized already, or has an attribute {BANK_NAME!r} of its own."
+            )
+        self.module = module if inplace else copy.deepcopy(module)
+        self.target = target_named(target) if isinstance(target, str) else target
+        self.config = config or QATConfig()
+        self.example = call_arguments(example_inputs)
+        examples = [self.example, *map(call_arguments, more_examples)]
+        evaluated, trained = _traces(self.module, examples)
+        layout = lay_out(self.module, evaluated, trained, self.target, self.config)
+        self.bank = Bank(self.module, layout, self.config)
+        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        self.module.add_module(BANK_NAME, self.bank.to(device))
+        self.bank.train(self.module.training)
+        self._calibrate(examples, _GUESSED)
+        self.advance(0)
+
+    @property
+    def plan(self) -> Plan:
+        """Where quantizers stand; nodes are calls, tensors are results of calls."""
+        return self.bank.layout.plan
+
+    @property
+    def quantizers(self) -> dict[str, nn.Module]:
+        """Activation quantizers by the tensor that leads their scale group."""
+        return {group: self.bank.quantizer(group) for group in self.bank.layout.codes}
+
+    def calibrate(self, batches: Iterable[Inputs], limit: int | None = None) -> None:
+        """Set the ranges that training starts from, by one float pass over some data.
+
+        Args:
+            batches: inputs of the forward; of an (input, label) pair give the input alone.
+            limit: stop after so many batches.
+
+        Raises:
+            DataError: no batch, or an activation that is NaN or infinite.
+        """
+        self._calibrate(map(call_arguments, batches), _CALIBRATED, limit)
+
+    def _calibrate(self, batches: Iterable[Arguments], trust: float, limit: int | None = None) -> None:
+        visitor, count = Collect(self.bank), 0
+        with self.evaluating(visitor):
+            for args, kwargs in batches:
+                if count == limit:
+                    break
+                self.module(*args, **kwargs)
+                count += 1
+        if not count:
+            raise DataError("calibration got no batch; pass at least one input of the model.")
+        for group, codes in self.bank.layout.codes.items():
+            quantizer = self.bank.quantizer(group)
+            if not isinstance(quantizer, ActivationQuantizer):
+                continue
+            sketches = [visitor.sketches[group, m] for m in range(self.bank.layout.members[group])]
+            ranges = [initial_range(s, self.config.initial_range, codes) for s in sketches if s.samples]
+            if len(ranges) == len(sketches):
+                quantizer.set_ranges(ranges, trust)
+        self._start_weights()
+
+    def _start_weights(self) -> None:
+        with torch.no_grad(), self.evaluating(_StartWeights(self.bank)):
+            args, kwargs = self.example
+            self.module(*args, **kwargs)
+
+    @contextmanager
+    def evaluating(self, visitor: Visitor | None = None) -> Iterator[None]:
+        """Evaluation mode without gradients, under a visitor; the modes of all modules return afterwards."""
+        modes = {inner: inner.training for inner in self.module.modules()}
+        self.module.eval()
+        self.bank.visitor = visitor
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.bank.visitor = None
+            for inner, training in modes.items():
+                inner.training = training
+
+    def advance(self, iteration: int) -> None:
+        """Follow the schedules; call it with the iteration's number before each training step.
+
+        Args:
+            iteration: 0 for the first step.
+        """
+        config = self.config
+        self.bank.quantizing = iteration >= config.warm_up
+        self.bank.batch_norm_frozen = reached(iteration, config.freeze_batch_norm_at)
+        frozen = reached(iteration, config.freeze_ranges_at)
+        for quantizer in (*self.bank.activations.values(), *self.bank.weights.values()):
+            if isinstance(quantizer, (ActivationQuantizer, WeightQuantizer)):
+                quantizer.observing = not frozen
+
+    def parameter_groups(self, learning_rate: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Parameter groups for a torch optimizer.
+
+        Learned steps, offsets and thresholds get ``config.learned_rate`` times the learning rate; the
+        thresholds of PACT get L2 decay, since nothing else pulls them down, and steps get none.
+        """
+        learned = {id(p) for p in self.bank.parameters()}
+        own = [p for p in self.module.parameters() if id(p) not in learned and p.requires_grad]
+        rate = learning_rate * self.config.learned_rate
+        decayed: list[nn.Parameter] = []
+        free: list[nn.Parameter] = []
+        for name, parameter in self.bank.named_parameters():
+            (decayed if name.endswith(("top", "bottom", "threshold")) else free).append(parameter)
+        groups = [{"params": own, "lr": learning_rate, "weight_decay": weight_decay}]
+        if decayed:
+            groups.append({"params": decayed, "lr": rate, "weight_decay": self.config.learned_decay})
+        if free:
+            groups.append({"params": free, "lr": rate, "weight_decay": 0.0})
+        return groups
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load a state_dict of a module that was quantized with the same settings.
+
+        Raises:
+            CheckpointError: keys or shapes don't fit.
+        """
+        try:
+            self.module.load_state_dict(state)
+        except RuntimeError as error:
+            lines = " ".join(line.strip() for line in str(error).splitlines()[1:3])
+            raise CheckpointError(f"the state doesn't fit this quantized module: {lines}") from error
+
+    def remove(self) -> nn.Module:
+        """Take quantizers and hooks away; returns the module with its trained float weights."""
+        self.bank.detach()
+        delattr(self.module, BANK_NAME)
+        return self.module
+
+    def export(
+        self,
+        path: str | Path,
+        example_inputs: Inputs | None = None,
+        *,
+        dynamic_batch: bool = True,
+        opset: int = 18,
+        input_names: Sequence[str] | None = None,
+        output_names: Sequence[str] | None = None,
+    ) -> ExportResult:
+        """Write the INT8 ONNX file that computes what the module computes in evaluation.
+
+        Args:
+            path: where the file goes; written atomically.
+            example_inputs: inputs to compare file and module on; the example of the constructor by default.
+            dynamic_batch: leave the first axis of every input open.
+            opset: ONNX opset, 18 or newer.
+            input_names: names of the inputs; "input", "input_1", ... by default.
+            output_names: names of the outputs; "output", "output_1", ... by default.
+
+        Raises:
+            ModelError: torch can't export the module, or the file computes something else.
+            ConfigError: the activations have other than 8 bits, which QDQ files don't express.
+        """
+        example = self.example if example_inputs is None else call_arguments(example_inputs)
+        return export_int8(
+            self,
+            path,
+            example,
+            dynamic_batch=dynamic_batch,
+            opset=opset,
+            inputs=input_names,
+            outputs=output_names,
+        )
+
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def call_arguments(inputs: Inputs) -> Arguments:
+    """Positional and keyword arguments of a forward."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return ((inputs,) if isinstance(inputs, Tensor) else tuple(inputs)), {}
+
+
+def reached(iteration: int, start: int | None) -> bool:
+    """Whether a schedule's start has come; None never comes."""
+    return start is not None and iteration >= start
+
+
+def _traces(module: nn.Module, examples: Sequence[Arguments]) -> tuple[list[Trace], list[Trace]]:
+    """Runs in evaluation and, with BatchNorms still, in training mode."""
+    modes = {inner: inner.training for inner in module.modules()}
+    runs: tuple[list[Trace], list[Trace]] = ([], [])
+    try:
+        for training, found in zip((False, True), runs, strict=True):
+            module.train(training)
+            for inner in module.modules():
+                if isinstance(inner, nn.modules.batchnorm._NormBase):
+                    inner.training = False
+            found.extend(trace(module, args, kwargs) for args, kwargs in examples)
+    finally:
+        for inner, mode in modes.items():
+            inner.training = mode
+    return runs
+
+
+class _StartWeights(Visitor):
+    """Visitor that shows every weight to its quantizer and preprocess module once."""
+
+    def __init__(self, bank: Bank) -> None:
+        self.bank = bank
+
+    @override
+    def weight(self, weight: Tensor, use: WeightUse, site: Site) -> Tensor:
+        key = key_of(use.key)
+        before = dict(self.bank.preprocess).get(key)
+        if isinstance(before, ClippedWeight):
+            before.start(weight)
+        quantizer = self.bank.weights[key]
+        if isinstance(quantizer, WeightQuantizer):
+            quantizer.start(prepared_weight(self.bank, weight, use))
+        return weight

@@ -1,0 +1,170 @@
+"""Weights from a file into a model, saying what did not fit."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from quantrim.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What became of each entry of a weight file.
+
+    Attributes:
+        loaded: names of the model that took their value from the file.
+        missing: names of the model that the file lacks; they keep their initial value.
+        unexpected: names of the file that the model lacks.
+        mismatched: "name: file (shape), model (shape)" of entries whose shapes differ; they keep theirs.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every name of the model and of the file met its like."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} entries loaded"]
+        for word in ("missing", "unexpected", "mismatched"):
+            names = getattr(self, word)
+            if names:
+                more = ", ..." if len(names) > 3 else ""
+                parts.append(f"{len(names)} {word} ({', '.join(names[:3])}{more})")
+        return "; ".join(parts)
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a weight file by name.
+
+    Args:
+        path: a ``.safetensors`` file, or what ``torch.save`` wrote of a state dict, plain or under the key
+            "state_dict" or "model". Names lose the "module." that DDP puts before them.
+
+    Returns:
+        Tensors on the CPU by name.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weight file. Give the path of a .pt, .pth or .safetensors file.")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a weight file that torch reads safely ({reason}). "
+            "Save it with torch.save(model.state_dict(), path); Paddle's .pdparams must be converted first."
+        ) from error
+    return _state_of(content, path)
+
+
+def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{path}: holds {type(content).__name__}, not a state dict of tensors by name.")
+    wrong = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: entry {wrong[0]!r} is not a tensor. Save model.state_dict() alone, or under 'state_dict'."
+        )
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> LoadReport:
+    """Copy those tensors into the module whose name and shape it has.
+
+    Args:
+        module: the model; changed in place.
+        state: tensors by name.
+        source: where they come from, for the error.
+
+    Returns:
+        What was loaded and what was not.
+
+    Raises:
+        CheckpointError: not one tensor fits, so the file is of another model.
+    """
+    own = module.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    report = LoadReport(
+        loaded=tuple(fitting),
+        missing=tuple(name for name in own if name not in state),
+        unexpected=tuple(name for name in state if name not in own),
+        mismatched=tuple(
+            f"{name}: file {tuple(state[name].shape)}, model {tuple(own[name].shape)}"
+            for name in state
+            if name in own and name not in fitting
+        ),
+    )
+    if not fitting:
+        raise CheckpointError(
+            f"{source}: no entry fits {type(module).__name__}; {report}. Give weights of this architecture."
+        )
+    module.load_state_dict(fitting, strict=False)
+    return report
+
+
+def load_weights(module: nn.Module, path: str | Path, *, strict: bool = True) -> LoadReport:
+    """Load a weight file into a model.
+
+    Args:
+        module: the model; changed in place, or not at all when an error is raised.
+        path: the file, as for :func:`read_state`.
+        strict: every name and shape must fit; else what fits is loaded and the rest is told by a warning.
+
+    Returns:
+        What was loaded and what was not.
+
+    Raises:
+        CheckpointError: the file can't be read, nothing fits, or ``strict`` and something does not.
+    """
+    state = read_state(path)
+    before = {name: value.clone() for name, value in module.state_dict().items()} if strict else {}
+    report = load_state(module, state, path)
+    if strict and not report.complete:
+        module.load_state_dict(before)
+        raise CheckpointError(
+            f"{path}: does not fit {type(module).__name__}: {report}. Build the model with the arguments "
+            "(num_classes, ...) that it was trained with."
+        )
+    if not report.complete:
+        warnings.warn(f"{path} fits {type(module).__name__} in part: {report}", stacklevel=2)
+    return report
+
+
+def load_pretrained(module: nn.Module, pretrained: str | Path | None) -> None:
+    """Start a model from a file if one is given; a head for other classes keeps its fresh values.
+
+    Raises:
+        CheckpointError: as :func:`load_weights` does; a URL is refused, since nothing here downloads.
+    """
+    if pretrained is None:
+        return
+    if "://" in str(pretrained):
+        raise CheckpointError(
+            f"pretrained: {pretrained} is a URL. Download it, convert Paddle weights to a torch state dict, "
+            "and give the local path; or set pretrained: null to start from random weights."
+        )
+    load_weights(module, pretrained, strict=False)

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+
+from quantrim.engines import installed_engines, open_session, random_inputs
+from quantrim.engines.base import LayerRun
+from quantrim.engines.bench import Latency, bench
+from quantrim.engines.verdict import Race, agreement, headline, judge, sqnr_db
+from quantrim.errors import EngineError
+from quantrim.graph import graph_from_onnx, normalize, random_feed, read_onnx
+
+ENGINES = [engine for engine in installed_engines() if engine != "tensorrt"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_agree_with_each_other(engine, residual_onnx, images):
+    outputs = open_session(residual_onnx, engine).run({"image": images})
+    reference = open_session(residual_onnx, "onnxruntime").run({"image": images})
+    np.testing.assert_allclose(outputs["logits"], reference["logits"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_float_model_has_no_int8_share_and_every_layer_is_found(engine, residual_onnx, images):
+    model = normalize(read_onnx(residual_onnx))
+    graph = graph_from_onnx(model, random_feed(model))
+    layers = open_session(residual_onnx, engine, threads=1).layers({"image": images[:1]})
+    verdict = judge(graph, layers, engine, {})
+    assert verdict.int8_mac_share == 0
+    assert len(verdict.fallbacks) == 5
+    assert sum(fallback.mac_share for fallback in verdict.fallbacks) == pytest.approx(1)
+
+
+def test_a_share_counts_work_not_layers(residual_onnx):
+    model = normalize(read_onnx(residual_onnx))
+    graph = graph_from_onnx(model, random_feed(model))
+    first = next(node for node in graph.nodes if node.weight)
+    runs = [LayerRun((node.name,), "x", "f32" if node is first else "int8", "k", None) for node in graph.nodes]
+    verdict = judge(graph, runs, "openvino", {first.name: "the user said so"})
+    assert [(f.node, f.reason) for f in verdict.fallbacks] == [(first.name, "the user said so")]
+    assert verdict.int8_mac_share == pytest.approx(1 - verdict.fallbacks[0].mac_share)
+
+
+def test_bench_gives_a_row_for_each_model_engine_and_precision(residual_onnx):
+    rows = bench([residual_onnx], engines=ENGINES, warmup=1, repeat=3, precisions=("f32", "bf16"))
+    assert [(row.engine, row.precision) for row in rows] == [
+        ("openvino", "f32"),
+        ("openvino", "bf16"),
+        ("onnxruntime", "f32"),
+    ]
+    assert set(rows[0].to_json()) >= {"model", "engine", "threads", "batch_size", "latency_ms", "throughput"}
+    assert set(rows[0].to_json()["latency_ms"]) == {"median", "mean", "p90", "std"}
+
+
+def test_throughput_mode_runs_streams_in_parallel(residual_onnx):
+    row = bench([residual_onnx], warmup=0, repeat=2, threads=2, streams=2)[0]
+    assert row.throughput > 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_broken_file_and_a_wrong_input_are_one_line_errors(engine, tmp_path, residual_onnx):
+    (tmp_path / "bad.onnx").write_bytes(b"nonsense")
+    with pytest.raises(EngineError, match=r"bad\.onnx") as caught:
+        open_session(tmp_path / "bad.onnx", engine)
+    assert "\n" not in str(caught.value)
+    session = open_session(residual_onnx, engine)
+    with pytest.raises(EngineError, match="refused the input"):
+        session.run({"image": np.zeros((1, 5, 32, 32), np.float32)})
+
+
+def test_unknown_and_missing_engines_are_told_apart():
+    with pytest.raises(EngineError, match="did you mean 'openvino'"):
+        open_session("x.onnx", "openvin")
+    with pytest.raises(EngineError, match="no such file"):
+        open_session("nowhere.onnx", "openvino")
+
+
+def test_dynamic_shapes_other_than_the_batch_must_be_given(residual_onnx):
+    session = open_session(residual_onnx, "onnxruntime")
+    assert random_inputs(session, batch_size=3)["image"].shape == (3, 3, 32, 32)
+    with pytest.raises(EngineError, match="has shape"):
+        random_inputs(session, shape=(1, 4, 32, 32))
+
+
+def test_agreement_of_a_model_with_itself_is_perfect(residual_onnx, images):
+    session = open_session(residual_onnx, "onnxruntime")
+    (same,) = agreement(session, session, [{"image": images}])
+    assert (same.cosine, same.top1) == (pytest.approx(1), 1.0)
+    assert same.sqnr_db >= 190
+
+
+def test_sqnr_is_in_decibel():
+    assert sqnr_db(100.0, 1.0) == pytest.approx(20)
+
+
+def test_the_headline_says_first_when_int8_does_not_pay(residual_onnx):
+    model = normalize(read_onnx(residual_onnx))
+    graph = graph_from_onnx(model, random_feed(model))
+    verdict = judge(graph, [], "openvino", {})
+    slow, fast = (Latency(ms, ms, ms, 0.0) for ms in (2.0, 1.0))
+    assert headline(verdict, Race(fp32=fast, bf16=None, int8=slow)).startswith("INT8 does not pay")
+    assert "Deploy BF16" in headline(verdict, Race(fp32=slow, bf16=fast, int8=slow))
+    assert "2.00x as fast" in headline(verdict, Race(fp32=slow, bf16=None, int8=fast))
