@@ -93,9 +93,7 @@ class _SemanticBranch(nn.Module):
         self.stem = _Stem(stem)
         self.stage3 = nn.Sequential(_shrinking_layer(stem, third), _gather_expand(third))
         self.stage4 = nn.Sequential(_shrinking_layer(third, fourth), _gather_expand(fourth))
-        self.stage5 = nn.Sequential(
-            _shrinking_layer(fourth, fifth), *(_gather_expand(fifth) for _ in range(3))
-        )
+        self.stage5 = nn.Sequential(_shrinking_layer(fourth, fifth), *(_gather_expand(fifth) for _ in range(3)))
         self.context = _ContextEmbedding(fifth)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -112,7 +110,9 @@ class _Stem(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.conv = conv_bn_relu(3, channels, 3, 2)
-        self.left = nn.Sequential(conv_bn_relu(channels, channels // 2, 1), conv_bn_relu(channels // 2, channels, 3, 2))
+        self.left = nn.Sequential(
+            conv_bn_relu(channels, channels // 2, 1), conv_bn_relu(channels // 2, channels, 3, 2)
+        )
         self.right = nn.MaxPool2d(3, 2, padding=1)
         self.fuse = conv_bn_relu(2 * channels, channels)
 

@@ -11,7 +11,13 @@ from torchvision.ops import Conv2dNormActivation
 
 
 def conv_bn(
-    in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, *, dilation: int = 1, groups: int = 1
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 3,
+    stride: int = 1,
+    *,
+    dilation: int = 1,
+    groups: int = 1,
 ) -> nn.Module:
     """Convolution without bias, then batch norm; the padding keeps the size at stride 1."""
     return Conv2dNormActivation(
@@ -20,7 +26,13 @@ def conv_bn(
 
 
 def conv_bn_relu(
-    in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, *, dilation: int = 1, groups: int = 1
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 3,
+    stride: int = 1,
+    *,
+    dilation: int = 1,
+    groups: int = 1,
 ) -> nn.Module:
     """Convolution without bias, batch norm, ReLU; the padding keeps the size at stride 1."""
     return Conv2dNormActivation(
@@ -37,7 +49,7 @@ def separable_conv(in_channels: int, out_channels: int, stride: int = 1, *, dila
 
 
 def logit_head(in_channels: int, mid_channels: int, num_classes: int) -> nn.Module:
-    """3x3 convolution, dropout 0.1 and a 1x1 classifier: the main head of some models, the auxiliary of most."""
+    """3x3 convolution, dropout 0.1 and a 1x1 classifier: every auxiliary head, and the main one of some."""
     return nn.Sequential(
         conv_bn_relu(in_channels, mid_channels, 3), nn.Dropout(0.1), nn.Conv2d(mid_channels, num_classes, 1)
     )
@@ -74,7 +86,7 @@ def at_size_of(image: Tensor, logits: Sequence[Tensor], align_corners: bool) -> 
 
 
 def init_kaiming(module: nn.Module) -> None:
-    """Start every convolution and linear layer as He et al. (arXiv 1502.01852) do, every batch norm as identity.
+    """Start every convolution and linear layer as He et al. (arXiv 1502.01852), every norm as identity.
 
     Fan-in mode: a classifier has few outputs, and fan-out would start it with huge logits.
     """

@@ -39,12 +39,16 @@ def profile(module: nn.Module, input_shape: Sequence[int]) -> ModelCost:
     Returns:
         Cost of the whole batch.
     """
-    state = {name: value.detach().to("meta") for name, value in module.state_dict(keep_vars=True).items()}
-    weights = {name: state[name].requires_grad_() for name, value in module.named_parameters() if value.is_floating_point()}
+    buffers = {name: value.to("meta") for name, value in module.named_buffers()}
+    weights = {
+        name: value.detach().to("meta").requires_grad_(value.is_floating_point())
+        for name, value in module.named_parameters()
+    }
     modes = {child: child.training for child in module.modules()}
     try:
         with FlopCounterMode(display=False) as counter:
-            outputs = functional_call(module.eval(), state, (torch.empty(tuple(input_shape), device="meta"),))
+            image = torch.empty(tuple(input_shape), device="meta")
+            outputs = functional_call(module.eval(), weights | buffers, (image,))
     finally:
         for child, training in modes.items():
             child.training = training
@@ -55,7 +59,9 @@ def profile(module: nn.Module, input_shape: Sequence[int]) -> ModelCost:
 
 
 def _used(outputs: object, weights: dict[str, Tensor]) -> set[str]:
+    """Names of the weights that the outputs depend on, by a backward pass that also moves no data."""
     leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
     total = torch.stack([leaf.sum() for leaf in leaves]).sum()
-    gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
-    return {name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None}
+    names = [name for name, value in weights.items() if value.requires_grad]
+    gradients = torch.autograd.grad(total, [weights[name] for name in names], allow_unused=True)
+    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}

@@ -63,7 +63,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such weight file. Give the path of a .pt, .pth or .safetensors file.")
+        raise CheckpointError(
+            f"{path}: no such weight file. Give the path of a .pt, .pth or .safetensors file."
+        )
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)

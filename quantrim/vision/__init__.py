@@ -1,0 +1,1 @@
+"""The models, data and training of the vision tasks that quantrim quantizes and trims."""
