@@ -31,6 +31,7 @@ from quantrim.qat.weights import weight_preprocess, weight_quantizer
 
 #: Name of the bank in the user's module, and prefix of its keys in the state_dict.
 BANK_NAME = "quantrim"
+OUT_OF_PLACE: dict[Function, Function] = {Tensor.add_: torch.add, Tensor.__iadd__: torch.add}
 
 
 class Visitor:
@@ -210,6 +211,8 @@ def run_site(
         args, kwargs = _replaced(args, kwargs, site.weight.source, partial(visitor.source, site=site))
         change = partial(visitor.weight, use=site.weight, site=site)
         args, kwargs = _replaced(args, kwargs, site.weight.slot, change)
+    if site.out_of_place:
+        function = OUT_OF_PLACE.get(function, function)
     output = function(*args, **kwargs)
     for write in site.writes:
         if isinstance(output, Tensor):
@@ -257,7 +260,8 @@ class Simulate(Visitor):
     def write(self, x: Tensor, write: Write, site: Site) -> Tensor:
         if write.member is None:
             return x
-        result = self._activation(x, write.group, write.member)
+        reuse = write.reuse and not site.is_relu and not write.consumed
+        result = self._activation(x, write.group, write.member, reuse)
         return result.clone() if write.consumed and result.requires_grad else result
 
     @override
@@ -271,12 +275,13 @@ class Simulate(Visitor):
     def replaces(self, site: Site) -> Callable[[Tensor], Tensor] | None:
         if not site.is_relu or not self.bank.quantizing or key_of(site.writes[0].group) in self.bank.inputs:
             return None
-        group, consumed = site.writes[0].group, site.writes[0].consumed
-        if consumed or site.reads or not getattr(self.bank.quantizer(group), "takes_relu", False):
+        write = site.writes[0]
+        group = write.group
+        if write.consumed or site.reads or not getattr(self.bank.quantizer(group), "takes_relu", False):
             return None
-        return partial(self._activation, group=group, member=site.writes[0].member)
+        return partial(self._activation, group=group, member=write.member, reuse=write.reuse)
 
-    def _activation(self, x: Tensor, group: str, member: int | None) -> Tensor:
+    def _activation(self, x: Tensor, group: str, member: int | None, reuse: bool = False) -> Tensor:
         member = member if self.observe else None
         key = key_of(group)
         quantizer = self.bank.activations[key]
@@ -286,7 +291,7 @@ class Simulate(Visitor):
                     quantizer.observe(x.detach(), member)  # type: ignore[operator]
             return x
         x = self.prepared(x, group)
-        result: Tensor = quantizer(x, member) if hasattr(quantizer, "members") else quantizer(x)
+        result: Tensor = quantizer(x, member, reuse) if hasattr(quantizer, "members") else quantizer(x)
         return result
 
     def prepared(self, x: Tensor, group: str) -> Tensor:

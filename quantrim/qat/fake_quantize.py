@@ -17,6 +17,7 @@ tells itself apart in the result, which the next layer keeps anyway. Evaluation 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,8 +27,22 @@ from torch import Tensor
 MARK = 2.0**-12
 
 
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """What a quantizer may do for speed.
+
+    Attributes:
+        marked: clipped values may stand :data:`MARK` steps outside (training).
+        reuse: the result may take over the memory of the argument, which nobody else reads and whose maker
+            doesn't need it for its backward pass.
+    """
+
+    marked: bool = False
+    reuse: bool = False
+
+
 def fake_quantize(
-    x: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float, *, marked: bool
+    x: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float, leave: Leave = Leave()
 ) -> Tensor:
     """Quantize and dequantize with a fixed scale.
 
@@ -36,12 +51,12 @@ def fake_quantize(
         scale: positive float32 scalar tensor, or one that broadcasts against ``x``.
         low: smallest code minus zero point.
         high: largest code minus zero point.
-        marked: clipped values may stand :data:`MARK` steps outside (training).
+        leave: liberties that may be taken.
 
     Returns:
         Tensor like ``x``.
     """
-    return _Clipped.apply(x, scale, low, high, marked and _scalar_path(x, scale))
+    return _Clipped.apply(x, scale, low, high, leave)
 
 
 def straight_through(x: Tensor, scale: Tensor) -> Tensor:
@@ -75,7 +90,7 @@ def learned_clip(
     top: Tensor,
     low: Tensor | float,
     high: Tensor | float,
-    marked: bool,
+    leave: Leave = Leave(),
 ) -> Tensor:
     """Quantize and dequantize with trainable clipping thresholds.
 
@@ -89,9 +104,21 @@ def learned_clip(
         top: scalar parameter, the real value of ``high``.
         low: smallest code minus zero point.
         high: largest code minus zero point.
-        marked: as for :func:`fake_quantize`.
+        leave: liberties that may be taken.
     """
-    return _LearnedClip.apply(x, scale, bottom, top, low, high, marked and _scalar_path(x, scale))
+    return _LearnedClip.apply(x, scale, bottom, top, low, high, leave)
+
+
+def clip(x: Tensor, threshold: Tensor) -> Tensor:
+    """``x`` clipped to [-threshold, threshold], with the gradients of PACT.
+
+    The same as ``x - relu(x - threshold) + relu(-threshold - x)``, in a third of the passes over memory.
+
+    Args:
+        x: floating tensor.
+        threshold: positive scalar parameter.
+    """
+    return _Clip.apply(x, threshold)
 
 
 def _scalar_path(x: Tensor, scale: Tensor) -> bool:
@@ -100,17 +127,26 @@ def _scalar_path(x: Tensor, scale: Tensor) -> bool:
 
 
 def _quantized(x: Tensor, scale: Tensor, low: Any, high: Any) -> Tensor:
-    codes = torch.div(x.float(), scale).round_()
-    return torch.clamp(codes, _like(low, codes), _like(high, codes)).mul_(scale).to(x.dtype)
+    return torch.div(x.float(), scale).round_().clamp_(low, high).mul_(scale).to(x.dtype)
 
 
-def _like(bound: Any, codes: Tensor) -> Tensor:
-    """Bound as a tensor: torch.clamp takes two tensors or two numbers."""
-    return bound if isinstance(bound, Tensor) else torch.full((), bound, device=codes.device)
+def _in_numbers(ctx: Any, x: Tensor, scale: Tensor, low: Any, high: Any, leave: Leave) -> Tensor:
+    """Quantize with Python numbers; where gradients are due, mark clipped values and keep the result."""
+    step, first, last = float(scale), float(low), float(high)
+    codes = x.div_(step) if leave.reuse else torch.div(x, step)
+    if leave.reuse:
+        ctx.mark_dirty(x)
+    if not any(ctx.needs_input_grad):
+        return codes.round_().clamp_(first, last).mul_(step)
+    y = codes.round_().clamp_(first - MARK, last + MARK).mul_(step)
+    # half-way between the last code and the mark beyond it
+    ctx.edges = (first - MARK / 2) * step, (last + MARK / 2) * step
+    ctx.save_for_backward(y)
+    return y
 
 
-def _quantized_marked(x: Tensor, scale: float, low: float, high: float) -> Tensor:
-    return torch.div(x, scale).round_().clamp_(low - MARK, high + MARK).mul_(scale)
+def _by_numbers(ctx: Any, x: Tensor, scale: Tensor, leave: Leave) -> bool:
+    return _scalar_path(x, scale) and (leave.marked or not any(ctx.needs_input_grad))
 
 
 def _inside(x: Tensor, scale: Tensor, low: Any, high: Any) -> Tensor:
@@ -121,18 +157,11 @@ def _inside(x: Tensor, scale: Tensor, low: Any, high: Any) -> Tensor:
 
 class _Clipped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Any, high: Any, marked: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Any, high: Any, leave: Leave) -> Tensor:
         ctx.edges = None
-        needs_grad = ctx.needs_input_grad[0]
-        if marked:
-            step, first, last = float(scale), float(low), float(high)
-            if not needs_grad:
-                return torch.div(x, step).round_().clamp_(first, last).mul_(step)
-            y = _quantized_marked(x, step, first, last)
-            ctx.edges = _edges(step, first, last)
-            ctx.save_for_backward(y)
-            return y
-        if needs_grad:
+        if _by_numbers(ctx, x, scale, leave):
+            return _in_numbers(ctx, x, scale, low, high, leave)
+        if ctx.needs_input_grad[0]:
             ctx.save_for_backward(_inside(x, scale, low, high))
         return _quantized(x, scale, low, high)
 
@@ -142,11 +171,6 @@ class _Clipped(torch.autograd.Function):
         if ctx.edges is None:
             return grad * kept, None, None, None, None
         return torch.ops.aten.hardtanh_backward(grad, kept, *ctx.edges), None, None, None, None
-
-
-def _edges(step: float, low: float, high: float) -> tuple[float, float]:
-    """Real values half-way between the last code and the mark beyond it."""
-    return (low - MARK / 2) * step, (high + MARK / 2) * step
 
 
 class _Rounded(torch.autograd.Function):
@@ -166,30 +190,35 @@ class _LearnedStep(torch.autograd.Function):
     ) -> Tensor:
         scale = scale.detach()
         if _scalar_path(x, scale):
-            step, first, last = float(scale), float(low), float(high)
-            y = torch.div(x, step).round_().clamp_(first, last).mul_(step)
-            ctx.edges = ((first - 0.5) * step, (last + 0.5) * step)
+            step = float(scale)
+            y = torch.div(x, step).round_().clamp_(float(low), float(high)).mul_(step)
         else:
             y = _quantized(x, scale, low, high)
-            ctx.edges = None
-        ctx.save_for_backward(x, y, scale, _like(low, y), _like(high, y))
-        ctx.offset, ctx.gain = offset is not None, gain
+        ctx.save_for_backward(x, y, scale)
+        ctx.low, ctx.high, ctx.offset, ctx.gain = low, high, offset is not None, gain
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, y, scale, low, high = ctx.saved_tensors
-        if ctx.edges is None:
-            passed = grad * _inside(x, scale, low, high)
-        else:
-            passed = torch.ops.aten.hardtanh_backward(grad, x, *ctx.edges)
+        x, y, scale = ctx.saved_tensors
+        passed = _passed(grad, x, scale, ctx.low, ctx.high)
         step = (_inner(grad, y, scale) - _inner(passed, x, scale)) / scale
         if not ctx.offset:
             return passed, step * ctx.gain, None, None, None, None
         stopped = _total(grad, scale) - _total(passed, scale)
         # low = first code - zero point, so codes counted from the first one are codes - low
-        step = step - low * stopped
+        step = step - ctx.low * stopped
         return passed, step * ctx.gain, stopped * ctx.gain, None, None, None
+
+
+def _passed(grad: Tensor, x: Tensor, scale: Tensor, low: Any, high: Any) -> Tensor:
+    """Gradient where ``x`` rounds to a code of the range, zero elsewhere."""
+    if _scalar_path(x, scale):
+        step = float(scale)
+        return torch.ops.aten.hardtanh_backward(grad, x, (float(low) - 0.5) * step, (float(high) + 0.5) * step)
+    if isinstance(low, Tensor) or x.dtype != torch.float32:
+        return grad * _inside(x, scale, low, high)
+    return torch.ops.aten.hardtanh_backward(grad, torch.div(x, scale), low - 0.5, high + 0.5)
 
 
 class _LearnedClip(torch.autograd.Function):
@@ -202,19 +231,15 @@ class _LearnedClip(torch.autograd.Function):
         top: Tensor,
         low: Any,
         high: Any,
-        marked: bool,
+        leave: Leave,
     ) -> Tensor:
         scale = scale.detach()
         ctx.bottom, ctx.edges = bottom is not None, None
-        if marked:
-            step, first, last = float(scale), float(low), float(high)
-            y = _quantized_marked(x, step, first, last)
-            ctx.edges = _edges(step, first, last)
-            ctx.save_for_backward(y)
-            return y
+        if _by_numbers(ctx, x, scale, leave):
+            return _in_numbers(ctx, x, scale, low, high, leave)
         codes = torch.div(x.float(), scale).round_()
         ctx.save_for_backward(codes >= low, codes <= high)
-        return _quantized(x, scale, low, high)
+        return codes.clamp_(low, high).mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -230,6 +255,21 @@ class _LearnedClip(torch.autograd.Function):
         top = torch.ops.aten.threshold_backward(grad, y, high).sum()
         bottom = grad.sum() - passed.sum() - top if ctx.bottom else None
         return passed, None, bottom, top, None, None, None
+
+
+class _Clip(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, threshold: Tensor) -> Tensor:
+        ctx.save_for_backward(x, threshold.detach())
+        return torch.div(x, threshold).clamp_(-1.0, 1.0).mul_(threshold)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, threshold = ctx.saved_tensors
+        ratio = torch.div(x, threshold)
+        passed = torch.ops.aten.hardtanh_backward(grad, ratio, -1.0, 1.0)
+        sign = ratio.clamp_(-1.0, 1.0)  # exactly 1 or -1 wherever the gradient was stopped
+        return passed, _inner(grad, sign, threshold) - _inner(passed, sign, threshold)
 
 
 def _inner(left: Tensor, right: Tensor, like: Tensor) -> Tensor:

@@ -33,6 +33,10 @@ _SIGN_KEEPING = EXACT_OPS | {
 }
 
 
+#: Ops whose gradients don't need their results.
+_FORGETFUL = frozenset({"conv", "conv_transpose", "linear", "batch_norm", "add", "concat", "avg_pool"})
+
+
 @dataclass(frozen=True, slots=True)
 class Read:
     """An argument that passes a quantizer on its way into a call.
@@ -62,6 +66,7 @@ class Write:
             quantizer's grid already.
         consumed: an in-place op takes its memory over, so that nothing may be kept in it for the backward
             pass.
+        reuse: the quantizer may work in the tensor's own memory.
     """
 
     index: int
@@ -69,6 +74,7 @@ class Write:
     group: str
     member: int | None
     consumed: bool
+    reuse: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,7 @@ class Site:
         writes: results quantized at this call.
         is_relu: the call clips its argument to what the codes of its result hold anyway, so that the
             quantizer of the result may do its work.
+        out_of_place: the call adds in place to a quantized tensor, and is to leave it alone.
     """
 
     name: str
@@ -108,6 +115,7 @@ class Site:
     weight: WeightUse | None = None
     writes: tuple[Write, ...] = ()
     is_relu: bool = False
+    out_of_place: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +170,9 @@ def lay_out(
     codes = _codes(groups, signs, plans[0].activation, config)
     sites: dict[str, Site] = {}
     members = Members()
-    consumed = frozenset().union(*(run.consumed for run in (*traces, *training)))
+    consumed: dict[str, str] = {}
+    for run in (*training, *traces):
+        consumed.update(run.consumed)
     for run, plan in zip(traces, plans, strict=True):
         for name, site in _sites(run, plan, groups, codes, members, consumed).items():
             sites[name] = _union(sites[name], site) if name in sites else site
@@ -328,7 +338,7 @@ def _sites(
     groups: Mapping[str, str],
     codes: Mapping[str, Codes],
     members: Members,
-    consumed: frozenset[str],
+    consumed: Mapping[str, str],
 ) -> dict[str, Site]:
     graph = run.graph
     eager = {tensor for tensor in plan.groups if _is_eager(run, plan, tensor)}
@@ -339,15 +349,20 @@ def _sites(
                 member = members.take(groups[tensor], tensor, (node.name, slot))
                 reads.setdefault(node.name, []).append(Read(slot, tensor, groups[tensor], member))
     writes: dict[str, list[Write]] = {}
+    out_of_place: set[str | None] = set()
     for node in graph.nodes:
         for index, tensor in enumerate(node.outputs):
             if tensor in eager:
                 exact = _is_exact(node, plan, groups, tensor)
                 member = None if exact else members.take(groups[tensor], tensor, (node.name, ()))
-                write = Write(index, tensor, groups[tensor], member, tensor in consumed)
+                adder = consumed.get(tensor)
+                leaves = adder is not None and _adds_in_place(run, adder)
+                out_of_place.update({adder} if leaves else ())
+                keep = adder is not None and not leaves
+                write = Write(index, tensor, groups[tensor], member, keep, _may_reuse(run, tensor))
                 writes.setdefault(run.maker[tensor], []).append(write)
     weights = {name: _weight_use(run.calls[name]) for name in plan.weights}
-    names = dict.fromkeys((*reads, *writes, *weights))
+    names = dict.fromkeys((*reads, *writes, *weights, *filter(None, out_of_place)))
     return {
         name: Site(
             name=name,
@@ -355,6 +370,7 @@ def _sites(
             weight=weights.get(name),
             writes=tuple(writes.get(name, ())),
             is_relu=_is_relu(run.calls[name], writes.get(name, ()), codes),
+            out_of_place=name in out_of_place,
         )
         for name in names
     }
@@ -378,6 +394,27 @@ def _is_exact(node: Node, plan: Plan, groups: Mapping[str, str], tensor: str) ->
     sources = [name for name in node.inputs if (node.name, name) in plan.reads]
     same = all(groups[name] == groups[tensor] for name in sources)
     return moves and len(sources) == len(node.inputs) and same and "constant_operand" not in node.attributes
+
+
+def _adds_in_place(run: Trace, site: str) -> bool:
+    """Whether a call may add out of place instead: nobody looks for the sum in the first operand."""
+    call = run.calls.get(site)
+    return call is not None and call.op == "add" and call.outputs[0] not in run.overwritten
+
+
+def _may_reuse(run: Trace, tensor: str) -> bool:
+    """Whether the memory of a tensor is free: its maker doesn't look at its result in the backward pass.
+
+    For a ReLU that a quantizer replaces, the memory is that of the ReLU's argument.
+    """
+    call = run.calls[run.maker[tensor]]
+    if call.op in ("relu", "clip"):
+        source = call.inputs[0][1]
+        if source not in run.maker or source in run.overwritten or source in run.graph.outputs:
+            return False
+        alone = len(run.graph.consumers.get(source, ())) == 1
+        return alone and run.calls[run.maker[source]].op in _FORGETFUL
+    return call.op in _FORGETFUL
 
 
 def _is_relu(call: Call, writes: Iterable[Write], codes: Mapping[str, Codes]) -> bool:

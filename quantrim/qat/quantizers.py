@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from quantrim.qat.config import QATConfig
-from quantrim.qat.fake_quantize import fake_quantize, learned_clip, learned_step
+from quantrim.qat.fake_quantize import Leave, fake_quantize, learned_clip, learned_step
 from quantrim.ranges import Range
 
 #: Smallest scale of an activation; as in quantrim.ranges.
@@ -92,19 +92,25 @@ class ActivationQuantizer(nn.Module):
         low, high = self.bounds()
         return affine_qparams(low, high, self.codes)
 
-    def forward(self, x: Tensor, member: int | None = None) -> Tensor:
-        """Fake-quantized ``x``; while training, its statistics are taken first unless ``member`` is None."""
+    def forward(self, x: Tensor, member: int | None = None, reuse: bool = False) -> Tensor:
+        """Fake-quantized ``x``.
+
+        Args:
+            x: floating tensor.
+            member: which member ``x`` is; while training, its statistics are taken first. None: not taken.
+            reuse: the memory of ``x`` may be used for the result.
+        """
         if self.training and self.observing and member is not None:
             with torch.no_grad():
                 self.observe(x.detach(), member)
-        return self.quantize(x)
+        return self.quantize(x, Leave(marked=self.training, reuse=reuse))
 
-    def quantize(self, x: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, leave: Leave) -> Tensor:
         """Fake-quantized ``x``."""
         with torch.no_grad():
             scale, zero_point = self.qparams()
         first, last = code_bounds(self.codes, zero_point)
-        return fake_quantize(x, scale, first, last, marked=self.training)
+        return fake_quantize(x, scale, first, last, leave)
 
 
 def affine_qparams(low: Tensor, high: Tensor, codes: Codes) -> tuple[Tensor, Tensor]:
@@ -184,13 +190,13 @@ class BatchRange(MovingAverage):
     """
 
     @override
-    def quantize(self, x: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, leave: Leave) -> Tensor:
         if not self.training or self.members > 1:
-            return super().quantize(x)
+            return super().quantize(x, leave)
         with torch.no_grad():
             scale, zero_point = affine_qparams(*batch_range(x.detach(), self.codes), self.codes)
         first, last = code_bounds(self.codes, zero_point)
-        return fake_quantize(x, scale, first, last, marked=True)
+        return fake_quantize(x, scale, first, last, leave)
 
 
 class WindowRange(ActivationQuantizer):
@@ -262,7 +268,7 @@ class LearnedStep(ActivationQuantizer):
         return torch.clamp(self.scale, min=SMALLEST_SCALE, max=top)
 
     @override
-    def quantize(self, x: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, leave: Leave) -> Tensor:
         first, last = code_bounds(self.codes, self.qparams()[1])
         gain = (x[:1].numel() * self.codes.high) ** -0.5
         return learned_step(x, self._step(), self.offset, first, last, gain)
@@ -291,10 +297,10 @@ class LearnedClip(ActivationQuantizer):
         return (-top if self.bottom is None else torch.clamp(self.bottom.detach(), max=0.0)), top
 
     @override
-    def quantize(self, x: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, leave: Leave) -> Tensor:
         scale, zero_point = self.qparams()
         first, last = code_bounds(self.codes, zero_point)
-        return learned_clip(x, scale, self.bottom, self.top, first, last, self.training)
+        return learned_clip(x, scale, self.bottom, self.top, first, last, leave)
 
 
 def _widest(kept: Sequence[Range]) -> tuple[float, float]:

@@ -70,7 +70,7 @@ class Trace:
         maker: tensor → site whose result it is (the BatchNorm's for a folded one).
         frames: module path → frame names under which it ran.
         overwritten: tensors that somebody still reads through the object an in-place op has changed.
-        consumed: tensors whose memory an in-place op takes over.
+        consumed: tensors whose memory an in-place op takes over → that call; "" when it leaves no trace.
         shapes: first output's shape by site.
     """
 
@@ -79,7 +79,7 @@ class Trace:
     maker: Mapping[str, str]
     frames: Mapping[str, frozenset[str]]
     overwritten: frozenset[str]
-    consumed: frozenset[str]
+    consumed: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
 
 
@@ -129,7 +129,7 @@ class Tracer(TorchFunctionMode):
         self.frames: dict[str, set[str]] = {}
         self.stale: dict[int, tuple[Tensor, str]] = {}
         self.overwritten: set[str] = set()
-        self.consumed: set[str] = set()
+        self.consumed: dict[str, str] = {}
 
     def enter(self, path: str) -> None:
         """A module call starts."""
@@ -163,13 +163,13 @@ class Tracer(TorchFunctionMode):
         assert site is not None
         if op in ALIAS_OPS and isinstance(output, Tensor):
             if kwargs.get("inplace"):
-                self.consumed.add(inputs[0][1])
+                self.consumed[inputs[0][1]] = ""
             self._name(output, inputs[0][1])
             return output
         self._record(site, op, function, args, kwargs, inputs, output)
         before = changed.get(id(output)) if isinstance(output, Tensor) else None
         if before is not None:
-            self.consumed.add(before[1])
+            self.consumed[before[1]] = site
             return self._changed_in_place(output)
         return output
 
@@ -269,7 +269,7 @@ class Tracer(TorchFunctionMode):
             maker=maker,
             frames={path: frozenset(names) for path, names in self.frames.items()},
             overwritten=frozenset(self.overwritten),
-            consumed=frozenset(self.consumed),
+            consumed=self.consumed,
             shapes=self.shapes,
         )
 

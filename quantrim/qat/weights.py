@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from quantrim.qat.config import QATConfig
-from quantrim.qat.fake_quantize import fake_quantize, learned_step, straight_through
+from quantrim.qat.fake_quantize import clip, fake_quantize, learned_step, straight_through
 from quantrim.ranges.scales import DEAD_CHANNEL_SHARE
 
 _SMALLEST_SCALE = 1e-8
@@ -54,9 +54,9 @@ def abs_max_scale(weight: Tensor, axis: int | None, largest: int) -> Tensor:
 
     The floor is that of :func:`quantrim.ranges.weight_scales`: a tiny scale would overflow the bias.
     """
-    magnitude = weight.detach().abs()
+    weight = weight.detach()
     dims = [dim for dim in range(weight.dim()) if dim != axis]
-    peaks = magnitude.amax(dim=dims, keepdim=True).float()
+    peaks = torch.maximum(weight.amax(dim=dims, keepdim=True), -weight.amin(dim=dims, keepdim=True)).float()
     floor = torch.clamp(peaks.amax() * DEAD_CHANNEL_SHARE, min=largest * _SMALLEST_SCALE)
     return torch.maximum(peaks, floor) / largest
 
@@ -101,7 +101,7 @@ class TrackedWeight(WeightQuantizer):
         if self.training and self.observing:
             with torch.no_grad():
                 self._track(abs_max_scale(weight, self.axis, self.largest))
-        return fake_quantize(weight, self.tracked, -self.largest, self.largest, marked=False)
+        return fake_quantize(weight, self.tracked, -self.largest, self.largest)
 
     def _track(self, scale: Tensor) -> None:
         if self.rate is None:
@@ -162,8 +162,7 @@ class ClippedWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Clipped weight."""
-        excess = torch.relu(weight - self.threshold)
-        return weight - excess + torch.relu(-self.threshold - weight)
+        return clip(weight, self.threshold)
 
 
 def weight_quantizer(config: QATConfig, axis: int, shape: tuple[int, ...]) -> nn.Module:
