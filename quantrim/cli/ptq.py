@@ -34,7 +34,7 @@ def ptq(
     override: Annotated[
         list[str] | None, typer.Option(help="TENSOR-GLOB=ALGO: another algorithm for some tensors.")
     ] = None,
-    refine: Annotated[str | None, typer.Option(help="Any of equalize,bias,adaround.")] = None,
+    refine: Annotated[str, typer.Option(help="Any of equalize,adaround,bias, or none.")] = "bias",
     weight_algo: Annotated[str, typer.Option(help="Scales of weights: abs_max or mse.")] = "abs_max",
     per_tensor: Annotated[
         bool, typer.Option("--per-tensor", help="One scale a weight, not a channel.")
@@ -71,7 +71,7 @@ def ptq(
             op_types=parse_words(op_types) or None,
             skip=skip or (),
             overrides=[_override(text) for text in override or ()],  # type: ignore[misc]
-            refinements=parse_words(refine),  # type: ignore[arg-type]
+            refinements=() if refine == "none" else parse_words(refine),  # type: ignore[arg-type]
             reduce_range=reduce_range,
             preprocess=_preprocess(mean, std, fit),
             input_shape=parse_shape(input_shape),

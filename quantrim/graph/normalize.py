@@ -17,7 +17,7 @@ Names and dynamic axes of inputs and outputs stay as they were.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -260,9 +260,15 @@ def prove_equal(original: ir.Model, normalized: ir.Model, feed: Feed) -> float:
 
 def run_model(model: ir.Model, feed: Feed) -> Mapping[str, np.ndarray]:
     """Outputs of an in-memory model on ONNX Runtime, by name."""
+    return next(run_batches(model, [feed]))
+
+
+def run_batches(model: ir.Model, feeds: Iterable[Feed]) -> Iterator[Mapping[str, np.ndarray]]:
+    """Outputs of an in-memory model for one batch after the other."""
     session = reference_session(model)
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(feed)), strict=True))
+    for feed in feeds:
+        yield dict(zip(names, session.run(names, dict(feed)), strict=True))
 
 
 def relative_distance(expected: np.ndarray, got: np.ndarray) -> float:

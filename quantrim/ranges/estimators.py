@@ -21,6 +21,8 @@ from quantrim.ranges.sketch import CODES, Sketch
 Algo = Literal["abs_max", "min_max", "avg", "hist", "kl", "mse", "emd"]
 Floats = npt.NDArray[np.float64]
 
+#: Smallest share of max |x| that the KL search may keep.
+KL_START = 0.5
 #: Bins of the linear histogram that the KL search works on, as in the method's first description.
 KL_BINS = 2048
 #: Share of the values that "hist" keeps on default (PaddleSlim's hist_percent).
@@ -108,22 +110,26 @@ def kl_range(sketch: Sketch, symmetric: bool = False) -> Range:
 
     The method of NVIDIA's "8-bit inference with TensorRT" (2017): for each threshold, P is the clipped
     histogram of |x| with the outliers in its last bin, Q the histogram merged into as many levels as
-    there are codes and spread over its non-empty bins. Levels: 127 for a signed tensor; 255 for one that
+    there are codes and spread over its non-empty bins. Exact zeros are left out, since every scale
+    represents them, and so is any threshold below half of max |x|, as in Paddle: the divergence does not
+    see how far a clipped value falls, and on a tensor with most of its mass near zero it would clip
+    nearly everything. Levels: 127 for a signed tensor; 255 for one that
     is never negative, where all 256 codes lie on one side (the original uses one number for both).
     """
     whole = min_max_range(sketch)
     signed = symmetric or whole.low < 0
-    threshold = kl_threshold(abs_histogram(sketch), 127 if signed else 255)
+    threshold = kl_threshold(abs_histogram(sketch), 127 if signed else 255, int(KL_START * KL_BINS))
     return _clipped(whole, threshold * max(-whole.low, whole.high) / KL_BINS)
 
 
 def abs_histogram(sketch: Sketch, bins: int = KL_BINS) -> Floats:
-    """Histogram of |x| with ``bins`` equal bins over [0, max |x|], float64.
+    """Histogram of |x| without exact zeros, ``bins`` equal bins over [0, max |x|], float64.
 
     A bfloat16 code is wider than a bin near the top, so its count is spread evenly over its interval;
     counting middles instead would leave a comb of empty bins.
     """
     magnitudes = sketch.counts[: CODES // 2] + sketch.counts[CODES // 2 :]
+    magnitudes[0] = 0
     edges = (np.arange(0x7F80, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
     top = max(-min(sketch.low, 0.0), max(sketch.high, 0.0))
     if top == 0:
@@ -134,7 +140,7 @@ def abs_histogram(sketch: Sketch, bins: int = KL_BINS) -> Floats:
     return np.diff(np.interp(np.linspace(0.0, top, bins + 1), grid, cumulative))
 
 
-def kl_threshold(histogram: Floats, levels: int) -> float:
+def kl_threshold(histogram: Floats, levels: int, start: int = 0) -> float:
     """Number of bins to keep, by the smallest KL divergence; vectorised with prefix sums.
 
     With S the mass and n the number of non-empty bins of each level, KL(P|Q) is
@@ -144,6 +150,7 @@ def kl_threshold(histogram: Floats, levels: int) -> float:
     Args:
         histogram: float64[bins], non-negative.
         levels: codes on the positive side.
+        start: smallest number of bins to keep; at least ``levels`` are kept anyhow.
 
     Returns:
         i + 0.5 for the best i, the middle of the last bin kept; ``bins`` if nothing was counted.
@@ -154,7 +161,7 @@ def kl_threshold(histogram: Floats, levels: int) -> float:
         return float(bins)
     log_mass = _prefix(np.where(histogram > 0, histogram * np.log(np.maximum(histogram, 1e-300)), 0.0))
     mass, filled = _prefix(histogram), _prefix((histogram > 0).astype(np.float64))
-    keeps = np.arange(levels, bins + 1)
+    keeps = np.arange(max(levels, start), bins + 1)
     best, best_divergence = float(bins), np.inf
     for chunk in np.array_split(keeps, max(1, keeps.size // 256)):
         divergence = _divergences(histogram, chunk, levels, total, log_mass, mass, filled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quantrim.export.qdq import WeightCodes, write_qdq
-from quantrim.graph.normalize import run_model
+from quantrim.graph.normalize import run_batches
 from quantrim.graph.view import Graph
 from quantrim.placement.plan import Plan
 from quantrim.ranges import ActivationScale
@@ -64,14 +65,10 @@ def noise(
     expected: Sequence[Mapping[str, np.ndarray]],
 ) -> float:
     """Mean over outputs of the relative squared error of the quantized model on the given batches."""
-    quantized = write_qdq(model, plan, activations, weights)
-    session_outputs = [run_model(quantized, feed) for feed in feeds]
-    totals = []
-    for name in expected[0]:
-        error = sum(
-            float(np.square(got[name] - want[name]).sum(dtype=np.float64))
-            for got, want in zip(session_outputs, expected, strict=True)
-        )
-        power = sum(float(np.square(want[name]).sum(dtype=np.float64)) for want in expected)
-        totals.append(error / max(power, 1e-30))
-    return float(np.mean(totals))
+    quantized = run_batches(write_qdq(model, plan, activations, weights), feeds)
+    errors, powers = Counter[str](), Counter[str]()
+    for got, want in zip(quantized, expected, strict=True):
+        for name, reference in want.items():
+            errors[name] += np.square(got[name] - reference, dtype=np.float64).sum()
+            powers[name] += np.square(reference, dtype=np.float64).sum()
+    return float(np.mean([errors[name] / max(powers[name], 1e-30) for name in expected[0]]))

@@ -16,8 +16,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from quantrim.errors import ModelError
 from quantrim.export.qdq import WeightCodes
+from quantrim.graph.from_onnx import captured
 from quantrim.graph.view import Graph, Node
 from quantrim.placement.plan import Plan
 from quantrim.ranges import ActivationScale
@@ -74,9 +74,6 @@ def walk(
         weights: codes by node, as they are now.
         feeds: calibration batches; as many are used as fit the memory budget.
         correct: gives the new codes of a layer.
-
-    Raises:
-        ModelError: the model has control flow, which can't be walked node by node.
     """
     walker = _Walker(model, graph, plan, activations, _joined(feeds))
     corrected = dict(weights)
@@ -112,9 +109,7 @@ class _Walker:
     ) -> None:
         self.model, self.graph, self.plan, self.activations = model, graph, plan, activations
         self.float_values, self.int8_values = dict(feed), dict(feed)
-        self.readers = Counter(
-            str(value.name) for node in model.graph for value in node.inputs if value is not None
-        )
+        self.readers = Counter(tensor for node in graph.nodes for tensor in node.inputs)
 
     def plain(self, operator: ir.Node, node: Node) -> None:
         """Run any node that has no quantized weight."""
@@ -123,7 +118,7 @@ class _Walker:
             feed = {name: self._read(node, name, values, quantized) for name in names}
             outputs = [str(value.name) for value in operator.outputs if value.name]
             values.update(zip(outputs, session.run(outputs, feed), strict=True))
-        self._release(operator)
+        self._release(node)
 
     def linear(self, operator: ir.Node, node: Node, codes: WeightCodes, correct: Correct) -> WeightCodes:
         """Run a quantized layer and let ``correct`` change its codes."""
@@ -146,7 +141,7 @@ class _Walker:
         self.float_values[node.output] = y
         kept_bias = bias if new.bias is None else new.bias
         self.int8_values[node.output] = run(x, dequantize(new), kept_bias)
-        self._release(operator)
+        self._release(node)
         return new
 
     def _read(self, node: Node, tensor: str, values: Mapping[str, np.ndarray], quantized: bool) -> np.ndarray:
@@ -157,15 +152,12 @@ class _Walker:
     def _constant(self, name: str) -> np.ndarray:
         return self.model.graph.initializers[name].const_value.numpy()  # type: ignore[union-attr]
 
-    def _release(self, operator: ir.Node) -> None:
-        for value in operator.inputs:
-            if value is None:
-                continue
-            name = str(value.name)
-            self.readers[name] -= 1
-            if self.readers[name] == 0:
-                self.float_values.pop(name, None)
-                self.int8_values.pop(name, None)
+    def _release(self, node: Node) -> None:
+        for tensor in node.inputs:
+            self.readers[tensor] -= 1
+            if self.readers[tensor] == 0:
+                self.float_values.pop(tensor, None)
+                self.int8_values.pop(tensor, None)
 
 
 def _channels(operator: ir.Node, weight: np.ndarray) -> int:
@@ -177,10 +169,13 @@ def _channels(operator: ir.Node, weight: np.ndarray) -> int:
 
 
 def fake_quantize(x: np.ndarray, scale: ActivationScale) -> np.ndarray:
-    """Value after QuantizeLinear and DequantizeLinear, float32."""
+    """Value after QuantizeLinear and DequantizeLinear, float32; one new array, worked on in place."""
     low, high = (-128, 127) if scale.signed else (0, 255)
-    codes = np.rint(x / np.float32(scale.scale)) + scale.zero_point
-    return ((np.clip(codes, low, high) - scale.zero_point) * np.float32(scale.scale)).astype(np.float32)
+    codes = x / np.float32(scale.scale)
+    np.rint(codes, out=codes)
+    np.clip(codes, low - scale.zero_point, high - scale.zero_point, out=codes)
+    codes *= np.float32(scale.scale)
+    return codes
 
 
 def dequantize(codes: WeightCodes) -> np.ndarray:
@@ -192,21 +187,15 @@ def _session(
     model: ir.Model, operator: ir.Node, free: Sequence[str], *, with_bias: bool = False
 ) -> tuple[ort.InferenceSession, list[str]]:
     """Session of one node whose constants are built in, except those in ``free``; and its input names."""
-    if any(attribute.type == ir.AttributeType.GRAPH for attribute in operator.attributes.values()):
-        raise ModelError(
-            f"node {operator.name!r} ({operator.op_type}) holds a subgraph; refinement can't walk control flow."
-        )
     proto = ir.serde.serialize_node(operator)
     if with_bias and operator.op_type != "MatMul" and len(proto.input) < 3:
         proto.input.append("__bias")
-    constants = [
-        ir.serde.serialize_tensor(model.graph.initializers[name].const_value)  # type: ignore[arg-type]
-        for name in dict.fromkeys(proto.input)
-        if name in model.graph.initializers and name not in free
-    ]
-    for tensor, name in zip(constants, _constant_names(model, proto, free), strict=True):
+    read = [name for name in dict.fromkeys([*proto.input, *captured(operator)]) if name]
+    fixed = [name for name in read if name in model.graph.initializers and name not in free]
+    constants = [ir.serde.serialize_tensor(model.graph.initializers[name].const_value) for name in fixed]  # type: ignore[arg-type]
+    for tensor, name in zip(constants, fixed, strict=True):
         tensor.name = name
-    fed = [n for n in dict.fromkeys(proto.input) if n and (n in free or n not in model.graph.initializers)]
+    fed = [name for name in read if name not in fixed]
     graph = onnx.helper.make_graph(
         [proto],
         "node",
@@ -219,12 +208,6 @@ def _session(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     return ort.InferenceSession(single.SerializeToString(), options, ["CPUExecutionProvider"]), fed
-
-
-def _constant_names(model: ir.Model, proto: onnx.NodeProto, free: Sequence[str]) -> list[str]:
-    return [
-        name for name in dict.fromkeys(proto.input) if name in model.graph.initializers and name not in free
-    ]
 
 
 def _value_info(model: ir.Model, operator: ir.Node, name: str) -> onnx.ValueInfoProto:
