@@ -74,10 +74,18 @@ class Residual(nn.Module):
 
 
 def resize(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
-    """Bilinear resize of (N, C, H, W) to ``size`` (height, width); the tensor itself where it has that size."""
-    if tuple(x.shape[-2:]) == tuple(size):
+    """Bilinear resize of (N, C, H, W) to ``size`` (height, width); the tensor itself where it has that size.
+
+    A whole-number enlargement goes by its factor: the exported Resize then has constant scales, where a size
+    would be computed by Shape and Concat nodes, since the batch is dynamic.
+    """
+    old, new = tuple(x.shape[-2:]), tuple(size)
+    if old == new:
         return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
+    if new[0] % old[0] == 0 and new[1] % old[1] == 0:
+        factors = (new[0] // old[0], new[1] // old[1])
+        return F.interpolate(x, scale_factor=factors, mode="bilinear", align_corners=align_corners)
+    return F.interpolate(x, size=new, mode="bilinear", align_corners=align_corners)
 
 
 def at_size_of(image: Tensor, logits: Sequence[Tensor], align_corners: bool) -> list[Tensor]:

@@ -103,4 +103,4 @@ def _load_imagenet(model: nn.Module, weights: Any) -> None:
             f"pretrained: torchvision's {weights} can't be downloaded ({error}). Fetch {weights.url} where "
             "there is network and give the local path as pretrained."
         ) from error
-    load_state(model, state, weights.url)
+    load_state(model, state, weights.url, strict=False)

@@ -57,7 +57,8 @@ class HarDNet(nn.Module):
             self.transitions.append(conv_bn_relu(block.out_channels, channels, 1))
             skips.append(block.out_channels)
             width = channels
-        self.shrink = nn.AvgPool2d(2)
+        # ceil_mode: the last map is 1/64 of the image, odd for some sizes divisible by 32
+        self.shrink = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)
         self.joins, self.decoder = nn.ModuleList(), nn.ModuleList()
         for skip, growth, layers in list(zip(skips, gr, n_layers, strict=True))[-2::-1]:
             half = (width + skip) // 2

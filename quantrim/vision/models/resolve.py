@@ -61,7 +61,7 @@ def resolve_model(type_name: str) -> Callable[..., nn.Module]:
             ``torchvision.models.segmentation.deeplabv3_resnet50``; the path is imported, so it is trusted.
 
     Raises:
-        ConfigError: the name or the path leads nowhere, or to something that can't be called.
+        ConfigError: the name or the path leads nowhere, or to something that builds no model.
     """
     if type_name in MODELS:
         return MODELS[type_name]
@@ -76,12 +76,14 @@ def resolve_model(type_name: str) -> Callable[..., nn.Module]:
     except ImportError as error:
         raise ConfigError(f"model type {type_name!r}: {module_name} can't be imported ({error})") from error
     found = getattr(module, attribute, None)
-    if not callable(found):
+    if found is None:
         public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise ConfigError(
             f"model type {type_name!r}: {module_name} has no {attribute!r} to call"
             f"{did_you_mean(attribute, public)}"
         )
+    if not (inspect.isfunction(found) or (inspect.isclass(found) and issubclass(found, nn.Module))):
+        raise ConfigError(f"model type {type_name!r} is neither a torch.nn.Module class nor a Python function")
     return found
 
 

@@ -39,7 +39,7 @@ class LoadReport:
         return not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} entries loaded"]
+        parts = [f"{len(self.loaded)} entries fit"]
         for word in ("missing", "unexpected", "mismatched"):
             names = getattr(self, word)
             if names:
@@ -94,23 +94,47 @@ def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in content.items()}
 
 
-def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> LoadReport:
-    """Copy those tensors into the module whose name and shape it has.
+def load_state(
+    module: nn.Module, state: Mapping[str, Tensor], source: str | Path, *, strict: bool = True
+) -> LoadReport:
+    """Copy those tensors into a module whose name and shape it has.
 
     Args:
-        module: the model; changed in place.
+        module: the model; changed in place, or not at all when an error is raised.
         state: tensors by name.
-        source: where they come from, for the error.
+        source: where they come from, for the messages.
+        strict: every name and shape must fit; else what fits is loaded and the rest is told by a warning.
 
     Returns:
         What was loaded and what was not.
 
     Raises:
-        CheckpointError: not one tensor fits, so the file is of another model.
+        CheckpointError: ``strict`` and something does not fit, or less than half of the module's entries do, so
+            that the weights are of another model.
     """
     own = module.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    report = LoadReport(
+    report = _report(own, state, fitting)
+    if 2 * len(fitting) < len(own):
+        raise CheckpointError(
+            f"{source}: weights of another model than {type(module).__name__}, of whose {len(own)} entries "
+            f"{len(fitting)} fit. Give weights of this architecture."
+        )
+    if strict and not report.complete:
+        raise CheckpointError(
+            f"{source}: does not fit {type(module).__name__}: {report}. Build the model with the arguments "
+            "(num_classes, ...) that it was trained with."
+        )
+    module.load_state_dict(fitting, strict=False)
+    if not report.complete:
+        warnings.warn(f"{source} fits {type(module).__name__} in part: {report}", stacklevel=2)
+    return report
+
+
+def _report(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], fitting: Mapping[str, Tensor]
+) -> LoadReport:
+    return LoadReport(
         loaded=tuple(fitting),
         missing=tuple(name for name in own if name not in state),
         unexpected=tuple(name for name in state if name not in own),
@@ -120,40 +144,11 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str | Pat
             if name in own and name not in fitting
         ),
     )
-    if not fitting:
-        raise CheckpointError(
-            f"{source}: no entry fits {type(module).__name__}; {report}. Give weights of this architecture."
-        )
-    module.load_state_dict(fitting, strict=False)
-    return report
 
 
 def load_weights(module: nn.Module, path: str | Path, *, strict: bool = True) -> LoadReport:
-    """Load a weight file into a model.
-
-    Args:
-        module: the model; changed in place, or not at all when an error is raised.
-        path: the file, as for :func:`read_state`.
-        strict: every name and shape must fit; else what fits is loaded and the rest is told by a warning.
-
-    Returns:
-        What was loaded and what was not.
-
-    Raises:
-        CheckpointError: the file can't be read, nothing fits, or ``strict`` and something does not.
-    """
-    state = read_state(path)
-    before = {name: value.clone() for name, value in module.state_dict().items()} if strict else {}
-    report = load_state(module, state, path)
-    if strict and not report.complete:
-        module.load_state_dict(before)
-        raise CheckpointError(
-            f"{path}: does not fit {type(module).__name__}: {report}. Build the model with the arguments "
-            "(num_classes, ...) that it was trained with."
-        )
-    if not report.complete:
-        warnings.warn(f"{path} fits {type(module).__name__} in part: {report}", stacklevel=2)
-    return report
+    """Load a weight file into a model: :func:`read_state`, then :func:`load_state`."""
+    return load_state(module, read_state(path), path, strict=strict)
 
 
 def load_pretrained(module: nn.Module, pretrained: str | Path | None) -> None:
