@@ -75,7 +75,7 @@ def walk(
         feeds: calibration batches; as many are used as fit the memory budget.
         correct: gives the new codes of a layer.
     """
-    walker = _Walker(model, graph, plan, activations, _joined(feeds))
+    walker = _Walker(model, graph, plan, activations, _affordable(feeds))
     corrected = dict(weights)
     for operator in model.graph:
         node = graph.by_name[str(operator.name)]
@@ -86,18 +86,24 @@ def walk(
     return corrected
 
 
-def _joined(feeds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """As many samples as the budget allows, in one batch; batches of other shapes are left out."""
+def _affordable(feeds: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
+    """As many batches as the budget allows, all of the first one's shape but for the batch axis."""
     first = feeds[0]
     shapes = {name: array.shape[1:] for name, array in first.items()}
     same = [f for f in feeds if all(f[name].shape[1:] == shape for name, shape in shapes.items())]
     per_batch = max(1, sum(array.nbytes for array in first.values()))
-    chosen = same[: max(1, _INPUT_BYTES // per_batch)]
-    return {name: np.concatenate([feed[name] for feed in chosen]) for name in first}
+    return same[: max(1, _INPUT_BYTES // per_batch)]
+
+
+Batches = list[np.ndarray]
 
 
 class _Walker:
-    """Values of both walks, dropped as soon as nobody needs them."""
+    """Values of both walks, one array a batch, dropped as soon as nobody needs them.
+
+    Batches stay apart because a model with a fixed batch can't run them together; a linear layer can, so
+    corrections see one array.
+    """
 
     def __init__(
         self,
@@ -105,19 +111,22 @@ class _Walker:
         graph: Graph,
         plan: Plan,
         activations: Mapping[str, ActivationScale],
-        feed: Mapping[str, np.ndarray],
+        feeds: Sequence[Mapping[str, np.ndarray]],
     ) -> None:
         self.model, self.graph, self.plan, self.activations = model, graph, plan, activations
-        self.float_values, self.int8_values = dict(feed), dict(feed)
+        self.float_values: dict[str, Batches] = {name: [feed[name] for feed in feeds] for name in feeds[0]}
+        self.int8_values: dict[str, Batches] = dict(self.float_values)
         self.readers = Counter(tensor for node in graph.nodes for tensor in node.inputs)
 
     def plain(self, operator: ir.Node, node: Node) -> None:
         """Run any node that has no quantized weight."""
         session, names = _session(self.model, operator, ())
         for values, quantized in ((self.float_values, False), (self.int8_values, True)):
-            feed = {name: self._read(node, name, values, quantized) for name in names}
+            read = {name: self._read(node, name, values, quantized) for name in names}
             outputs = [str(value.name) for value in operator.outputs if value.name]
-            values.update(zip(outputs, session.run(outputs, feed), strict=True))
+            count = len(next(iter(read.values()), next(iter(values.values()))))
+            made = [session.run(outputs, {name: read[name][i] for name in names}) for i in range(count)]
+            values.update({name: [batch[k] for batch in made] for k, name in enumerate(outputs)})
         self._release(node)
 
     def linear(self, operator: ir.Node, node: Node, codes: WeightCodes, correct: Correct) -> WeightCodes:
@@ -135,18 +144,20 @@ class _Walker:
 
         weight = self._constant(node.weight.name)
         bias = self._constant(node.bias) if node.bias else None
-        x = self._read(node, node.inputs[0], self.int8_values, quantized=True)
-        y = run(self.float_values[node.inputs[0]], weight, bias)
+        batches = self._read(node, node.inputs[0], self.int8_values, quantized=True)
+        x = np.concatenate(batches)
+        y = run(np.concatenate(self.float_values[node.inputs[0]]), weight, bias)
         new = correct(Step(node, operator, x, y, weight, bias, codes, run))
-        self.float_values[node.output] = y
         kept_bias = bias if new.bias is None else new.bias
-        self.int8_values[node.output] = run(x, dequantize(new), kept_bias)
+        cuts = np.cumsum([len(batch) for batch in batches])[:-1]
+        self.float_values[node.output] = np.split(y, cuts)
+        self.int8_values[node.output] = np.split(run(x, dequantize(new), kept_bias), cuts)
         self._release(node)
         return new
 
-    def _read(self, node: Node, tensor: str, values: Mapping[str, np.ndarray], quantized: bool) -> np.ndarray:
+    def _read(self, node: Node, tensor: str, values: Mapping[str, Batches], quantized: bool) -> Batches:
         if quantized and (node.name, tensor) in self.plan.reads:
-            return fake_quantize(values[tensor], self.activations[tensor])
+            return [fake_quantize(batch, self.activations[tensor]) for batch in values[tensor]]
         return values[tensor]
 
     def _constant(self, name: str) -> np.ndarray:
