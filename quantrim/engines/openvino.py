@@ -106,7 +106,14 @@ def _layer(operation: ov.Node, times: Mapping[str, float]) -> LayerRun:
 
 def _port(port: Any) -> Port:
     shape = tuple(None if d.is_dynamic else d.get_length() for d in port.get_partial_shape())
-    return Port(port.get_any_name(), shape, np.dtype(port.get_element_type().to_dtype()))
+    return Port(_name(port), shape, np.dtype(port.get_element_type().to_dtype()))
+
+
+def _name(port: Any) -> str:
+    """The file's name of a port; OpenVINO may know a tensor by several, in no order."""
+    names = set(port.get_names())
+    own = str(port.get_node().get_friendly_name()).removesuffix("/sink_port_0")
+    return own if own in names or not names else min(names)
 
 
 def _reason(error: BaseException) -> str:

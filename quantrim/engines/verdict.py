@@ -130,7 +130,7 @@ class Agreement:
 
 
 def agreement(float_session: Session, int8_session: Session, feeds: Sequence[Feed]) -> tuple[Agreement, ...]:
-    """Compare two sessions on the same inputs, output by output.
+    """Compare two sessions on the same inputs, output by output in order.
 
     Args:
         float_session: the reference.
@@ -139,8 +139,10 @@ def agreement(float_session: Session, int8_session: Session, feeds: Sequence[Fee
     """
     expected = [float_session.run(feed) for feed in feeds]
     got = [int8_session.run(feed) for feed in feeds]
-    names = [port.name for port in float_session.outputs]
-    return tuple(_compare(name, [e[name] for e in expected], [g[name] for g in got]) for name in names)
+    pairs = zip(float_session.outputs, int8_session.outputs, strict=True)
+    return tuple(
+        _compare(one.name, [e[one.name] for e in expected], [g[two.name] for g in got]) for one, two in pairs
+    )
 
 
 def _compare(name: str, expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> Agreement:
