@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from quantrim.errors import ModelError
 from quantrim.qat.attention import multi_head_attention
-from quantrim.qat.config import QATConfig
+from quantrim.qat.config import QATConfig, fresh
 from quantrim.qat.layout import Layout, Read, Site, WeightUse, Write
 from quantrim.qat.ops import WEIGHTED_OPS, Function, canonical
 from quantrim.qat.quantizers import activation_quantizer
@@ -82,7 +82,7 @@ class Bank(nn.Module):
                 self.preprocess[key_of(key)] = before
         if config.activation_preprocess is not None:
             for group in layout.codes:
-                self.inputs[key_of(group)] = config.activation_preprocess()
+                self.inputs[key_of(group)] = fresh(config.activation_preprocess)
         self.quantizing, self.batch_norm_frozen = True, False
         self.visitor: Visitor | None = None
         self._modes: list[Interceptor] = []
@@ -99,6 +99,10 @@ class Bank(nn.Module):
         for handle in self.handles:
             handle.remove()
         self.handles = []
+
+    def forward(self, x: Any) -> Any:
+        """Hand on what is given: an nn.Sequential calls all of its submodules in turn, this one too."""
+        return x
 
     @property
     def running(self) -> bool:
@@ -209,6 +213,7 @@ def run_site(
         args, kwargs = _replaced(args, kwargs, read.slot, partial(visitor.read, read=read, site=site))
     if site.weight is not None:
         args, kwargs = _replaced(args, kwargs, site.weight.source, partial(visitor.source, site=site))
+    if site.weight is not None and site.weight.slot:
         change = partial(visitor.weight, use=site.weight, site=site)
         args, kwargs = _replaced(args, kwargs, site.weight.slot, change)
     if site.out_of_place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -14,8 +15,8 @@ from quantrim.ranges import ESTIMATORS, Algo
 ActivationMethod = Literal["moving_average", "abs_max", "range_abs_max", "lsq", "pact"]
 WeightMethod = Literal["abs_max", "moving_average", "range_abs_max", "lsq"]
 Preprocess = Literal["pact"]
-#: Makes a module; a fresh one for every tensor.
-ModuleMaker = Callable[[], nn.Module]
+#: Makes a module, a fresh one for every tensor; of an instance copies are made.
+ModuleMaker = Callable[[], nn.Module] | nn.Module
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,11 @@ class QATConfig:
             raise ConfigError(
                 f"weight_preprocess is {self.weight_preprocess!r}; legal: 'pact' or a module class."
             )
+
+
+def fresh(maker: ModuleMaker) -> nn.Module:
+    """A module of its own for one tensor."""
+    return copy.deepcopy(maker) if isinstance(maker, nn.Module) else maker()
 
 
 def method(name: str, **changes: Any) -> QATConfig:

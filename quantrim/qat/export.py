@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
@@ -112,15 +112,21 @@ class Mark(Visitor):
 
     @override
     def read(self, x: Tensor, read: Read, site: Site) -> Tensor:
-        return mark(x, f"tensor {read.group} {read.tensor}")
+        return mark(x, _key("tensor", read.group, read.tensor))
 
     @override
     def write(self, x: Tensor, write: Write, site: Site) -> Tensor:
-        return mark(x, f"tensor {write.group} {write.tensor}")
+        return mark(x, _key("tensor", write.group, write.tensor))
 
     @override
     def source(self, x: Tensor, site: Site) -> Tensor:
-        return mark(x, f"site {site.name}")
+        assert site.weight is not None
+        return mark(x, _key("site", site.weight.group, site.name))
+
+
+def _key(kind: Literal["tensor", "site"], group: str, name: str) -> str:
+    """What a mark says: where it stands, the quantizer of the tensor, and the tensor's or call's name."""
+    return "\n".join((kind, group, name))
 
 
 class TakeWeights(Visitor):
@@ -178,13 +184,17 @@ def export_int8(
     found = read_marks(model)
     scales = activation_scales(qat, found)
     weights = {
-        found.sites[site]: folded_weight(model, found.sites[site], weight, found, scales)
-        for site, weight in taken.weights.items()
+        name: folded_weight(model, name, taken.weights.get(site), scales) for site, name in found.sites.items()
     }
     plan = _plan(qat, model, found)
     quantized = write_qdq(model, plan, scales, weights, int32_bias=qat.target.bias == "int32")
     quantized.opset_imports.pop(DOMAIN, None)
-    compared = agreement(qat, quantized, found.tensors, args, kwargs)
+    steps = {
+        site: float(weights[name].scales.max()) * scales[plan.weights[name].source].scale
+        for site, name in found.sites.items()
+        if qat.target.bias == "int32"
+    }
+    compared = agreement(qat, quantized, found.tensors, steps, args, kwargs)
     _require_agreement(compared, path)
     save_model(quantized, path)
     return ExportResult(Path(path), size_mb(path), plan, compared, found.tensors)
@@ -321,14 +331,19 @@ def read_marks(model: ir.Model) -> Marks:
     """Read the marks of a normalised model off and take them out of it."""
     found = Marks()
     marks = [node for node in model.graph if _is_mark(node)]
-    keyed = [(node, node.attributes["key"].as_string().split(" ")) for node in marks]
-    for node, key in keyed:
-        if key[0] == "site":
-            found.sites[key[1]] = _linear_reader(node, key[1])
+    keyed = [(node, node.attributes["key"].as_string().split("\n")) for node in marks]
+    layers: dict[str, str] = {}
+    for node, (kind, group, name) in keyed:
+        if kind == "site":
+            found.sites[name] = _linear_reader(node, name)
+            layers[found.sites[name]] = group
             _drop(model, node)
-    for node, key in keyed:
-        if key[0] == "tensor":
-            _read_tensor_mark(model, node, key[1], key[2], found)
+    for node, (kind, group, name) in keyed:
+        if kind == "tensor":
+            _read_tensor_mark(model, node, group, name, found)
+    for node in model.graph:
+        if str(node.name) in layers:  # where codes were only moved, no mark stands before the layer
+            found.groups.setdefault(str(_source(node).name), layers[str(node.name)])
     return found
 
 
@@ -350,7 +365,7 @@ def _linear_reader(node: ir.Node, site: str) -> str:
 def _read_tensor_mark(model: ir.Model, node: ir.Node, group: str, tensor: str, found: Marks) -> None:
     value, marked = node.inputs[0], node.outputs[0]
     assert value is not None
-    readers = [str(reader.name) for reader, _ in marked.uses()]
+    readers = [str(reader.name) for reader, _ in marked.uses() if not _is_mark(reader)]
     returned = marked.is_graph_output()
     _drop(model, node)
     name = str(value.name)
@@ -393,9 +408,15 @@ def activation_scales(qat: QAT, found: Marks) -> dict[str, ActivationScale]:
 
 
 def folded_weight(
-    model: ir.Model, name: str, weight: TrainedWeight, found: Marks, scales: Mapping[str, ActivationScale]
+    model: ir.Model, name: str, weight: TrainedWeight | None, scales: Mapping[str, ActivationScale]
 ) -> WeightCodes:
     """Codes of a weight with the factor of each channel, as the file's own float weight shows it.
+
+    Args:
+        model: normalised float model.
+        name: node of the layer.
+        weight: the weight as trained; None for a BatchNorm that became a depthwise 1x1 convolution.
+        scales: scale of every quantized tensor of the file.
 
     Raises:
         ModelError: the file's weight is not the trained one times a factor of each channel.
@@ -403,6 +424,7 @@ def folded_weight(
     node = next(n for n in model.graph if n.name == name)
     exported = _constant(node, 1)
     assert exported is not None
+    weight = weight or unit_weight(exported)
     axis = weight.axis
     rows, codes = _rows(weight.raw, axis), _rows(weight.codes, axis)
     if node.op_type in ("Gemm", "MatMul"):
@@ -426,6 +448,13 @@ def folded_weight(
     shape = np.moveaxis(exported, file_axis, 0).shape
     result = np.moveaxis(signed.reshape(shape), 0, file_axis).astype(np.int8)
     return WeightCodes(np.ascontiguousarray(result), np.where(coarse, wide, folded), file_axis)
+
+
+def unit_weight(exported: np.ndarray) -> TrainedWeight:
+    """Weight of ones: code 127 in every channel, whose factor is the whole weight."""
+    channels = exported.shape[0]
+    ones = np.ones((channels, 1, 1, 1), np.float32)
+    return TrainedWeight(ones, np.full(ones.shape, 127, np.int8), np.full(channels, 1 / 127, np.float32), 0)
 
 
 def _rows(weight: np.ndarray, axis: int) -> np.ndarray:

@@ -212,13 +212,14 @@ class _LearnedStep(torch.autograd.Function):
 
 
 def _passed(grad: Tensor, x: Tensor, scale: Tensor, low: Any, high: Any) -> Tensor:
-    """Gradient where ``x`` rounds to a code of the range, zero elsewhere."""
+    """Gradient where ``x / scale`` lies within the codes, zero elsewhere."""
     if _scalar_path(x, scale):
         step = float(scale)
-        return torch.ops.aten.hardtanh_backward(grad, x, (float(low) - 0.5) * step, (float(high) + 0.5) * step)
+        return torch.ops.aten.hardtanh_backward(grad, x, float(low) * step, float(high) * step)
+    ratio = torch.div(x.float(), scale)
     if isinstance(low, Tensor) or x.dtype != torch.float32:
-        return grad * _inside(x, scale, low, high)
-    return torch.ops.aten.hardtanh_backward(grad, torch.div(x, scale), low - 0.5, high + 0.5)
+        return grad * (ratio >= low).logical_and_(ratio <= high)
+    return torch.ops.aten.hardtanh_backward(grad, ratio, low, high)
 
 
 class _LearnedClip(torch.autograd.Function):

@@ -82,8 +82,9 @@ class WeightUse:
     """A weight that passes a quantizer on its way into a call.
 
     Attributes:
-        slot: way to the weight.
+        slot: way to the weight; () where the weight is diagonal, so that its codes are exact by themselves.
         source: way to the activation that it is multiplied with.
+        group: key of that activation's quantizer.
         key: key of its quantizer.
         axis: output-channel dimension.
         shape: shape of the weight.
@@ -91,6 +92,7 @@ class WeightUse:
 
     slot: Slot
     source: Slot
+    group: str
     key: str
     axis: int
     shape: tuple[int, ...]
@@ -124,6 +126,7 @@ class Layout:
 
     Attributes:
         sites: calls at which something is quantized.
+        groups: quantized tensor → key of its quantizer.
         codes: codes of each activation quantizer.
         members: how many tensors feed each activation quantizer.
         weights: one use of each weight quantizer.
@@ -135,6 +138,7 @@ class Layout:
     """
 
     sites: Mapping[str, Site]
+    groups: Mapping[str, str]
     codes: Mapping[str, Codes]
     members: Mapping[str, int]
     weights: Mapping[str, WeightUse]
@@ -176,13 +180,14 @@ def lay_out(
     for run, plan in zip(traces, plans, strict=True):
         for name, site in _sites(run, plan, groups, codes, members, consumed).items():
             sites[name] = _union(sites[name], site) if name in sites else site
-    uses = [site.weight for site in sites.values() if site.weight is not None]
+    uses = [site.weight for site in sites.values() if site.weight is not None and site.weight.slot]
     frames: dict[str, frozenset[str]] = {}
     for run in (*traces, *training):
         for path, names in run.frames.items():
             frames[path] = frames.get(path, frozenset()) | names
     return Layout(
         sites=sites,
+        groups={tensor: group for tensor, group in groups.items() if group in members.count},
         codes={group: codes[group] for group in members.count},
         members=members.count,
         weights={use.key: use for use in uses},
@@ -213,6 +218,8 @@ def _selection(module: nn.Module, run: Trace, config: QATConfig) -> Selection:
 
 def _skipped(call: Call, modules: Mapping[str, nn.Module], config: QATConfig) -> bool:
     parents = _parents(call.path)
+    if call.inexact:
+        return True
     if any(fnmatch.fnmatchcase(name, glob) for glob in config.skip for name in (call.site, *parents)):
         return True
     around = [modules[path] for path in parents if path in modules]
@@ -361,7 +368,7 @@ def _sites(
                 keep = adder is not None and not leaves
                 write = Write(index, tensor, groups[tensor], member, keep, _may_reuse(run, tensor))
                 writes.setdefault(run.maker[tensor], []).append(write)
-    weights = {name: _weight_use(run.calls[name]) for name in plan.weights}
+    weights = {name: _weight_use(run.calls[name], groups) for name in plan.weights}
     names = dict.fromkeys((*reads, *writes, *weights, *filter(None, out_of_place)))
     return {
         name: Site(
@@ -426,10 +433,11 @@ def _is_relu(call: Call, writes: Iterable[Write], codes: Mapping[str, Codes]) ->
     return call.op == "clip" and call.attributes["low"] == 0 and call.attributes["high"] in (made[0].cap, None)
 
 
-def _weight_use(call: Call) -> WeightUse:
+def _weight_use(call: Call, groups: Mapping[str, str]) -> WeightUse:
     assert call.weight is not None
-    weight, source = call.weight, call.inputs[0][0]
-    return WeightUse(call.weight_slot, source, f"{weight.name}@{weight.axis}", weight.axis, weight.shape)
+    weight, (source, tensor) = call.weight, call.inputs[0]
+    key = f"{weight.name}@{weight.axis}"
+    return WeightUse(call.weight_slot, source, groups[tensor], key, weight.axis, weight.shape)
 
 
 def _union(first: Site, second: Site) -> Site:

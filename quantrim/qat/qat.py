@@ -22,6 +22,7 @@ from quantrim.qat.layout import Site, WeightUse, lay_out
 from quantrim.qat.quantizers import ActivationQuantizer
 from quantrim.qat.trace import Trace, trace
 from quantrim.qat.weights import ClippedWeight, WeightQuantizer
+from quantrim.ranges import Algo
 from quantrim.targets import Target, target_named
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -81,7 +82,7 @@ class QAT:
         device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
         self.module.add_module(BANK_NAME, self.bank.to(device))
         self.bank.train(self.module.training)
-        self._calibrate(examples, _GUESSED)
+        self._calibrate(examples, "min_max", _GUESSED)
         self.advance(0)
 
     @property
@@ -104,9 +105,12 @@ class QAT:
         Raises:
             DataError: no batch, or an activation that is NaN or infinite.
         """
-        self._calibrate(map(call_arguments, batches), _CALIBRATED, limit)
+        algo = self.config.initial_range
+        self._calibrate(map(call_arguments, batches), algo, _CALIBRATED, limit)
 
-    def _calibrate(self, batches: Iterable[Arguments], trust: float, limit: int | None = None) -> None:
+    def _calibrate(
+        self, batches: Iterable[Arguments], algo: Algo, trust: float, limit: int | None = None
+    ) -> None:
         visitor, count = Collect(self.bank), 0
         with self.evaluating(visitor):
             for args, kwargs in batches:
@@ -121,7 +125,7 @@ class QAT:
             if not isinstance(quantizer, ActivationQuantizer):
                 continue
             sketches = [visitor.sketches[group, m] for m in range(self.bank.layout.members[group])]
-            ranges = [initial_range(s, self.config.initial_range, codes) for s in sketches if s.samples]
+            ranges = [initial_range(s, algo, codes) for s in sketches if s.samples]
             if len(ranges) == len(sketches):
                 quantizer.set_ranges(ranges, trust)
         self._start_weights()

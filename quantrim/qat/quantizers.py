@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from quantrim.qat.config import QATConfig
+from quantrim.qat.config import QATConfig, fresh
 from quantrim.qat.fake_quantize import Leave, fake_quantize, learned_clip, learned_step
 from quantrim.ranges import Range
 
@@ -265,7 +265,8 @@ class LearnedStep(ActivationQuantizer):
 
     def _step(self) -> Tensor:
         top = None if self.codes.cap is None else self.codes.cap / self.codes.high
-        return torch.clamp(self.scale, min=SMALLEST_SCALE, max=top)
+        # of a parameter that a large step has made negative the magnitude counts, so that it can come back
+        return torch.clamp(self.scale.abs(), min=SMALLEST_SCALE, max=top)
 
     @override
     def quantize(self, x: Tensor, leave: Leave) -> Tensor:
@@ -310,7 +311,7 @@ def _widest(kept: Sequence[Range]) -> tuple[float, float]:
 def activation_quantizer(config: QATConfig, codes: Codes, members: int) -> nn.Module:
     """The quantizer that a configuration asks for."""
     if config.activation_quantizer is not None:
-        return config.activation_quantizer()
+        return fresh(config.activation_quantizer)
     makers: dict[str, Callable[[], nn.Module]] = {
         "moving_average": lambda: MovingAverage(codes, members, config.moving_rate, config.compat_start),
         "abs_max": lambda: BatchRange(codes, members, config.moving_rate),

@@ -41,9 +41,11 @@ class Call:
         path: path of the innermost module that was running.
         inputs: (slot, tensor name) of every activation read.
         outputs: names of the tensors made.
-        weight: constant operand of a linear op, with its slot.
+        weight: constant operand of a linear op.
+        weight_slot: way to it; () where no argument is the weight (a BatchNorm that is a convolution).
         bias: name of the constant bias.
-        norm: site and parameter names of the BatchNorm that belongs to this linear op.
+        norm: site of the BatchNorm that belongs to this linear op.
+        inexact: folding that BatchNorm would tear the groups' common scales apart.
         attributes: see :class:`~quantrim.graph.view.Node`.
     """
 
@@ -57,6 +59,7 @@ class Call:
     weight_slot: Slot = ()
     bias: str | None = None
     norm: str | None = None
+    inexact: bool = False
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -255,7 +258,7 @@ class Tracer(TorchFunctionMode):
                 if id(tensor) in self.stale:
                     self.overwritten.add(known[1])
                 returned.append(known[1])
-        calls, maker = fold_batch_norms(self.calls, returned)
+        calls, maker = fold_batch_norms(self.calls, returned, self.shapes)
         calls = skip_paddings(calls, returned)
         graph = Graph(
             nodes=tuple(_node(call) for call in calls),
@@ -274,11 +277,13 @@ class Tracer(TorchFunctionMode):
         )
 
 
-def fold_batch_norms(calls: Sequence[Call], returned: Sequence[str]) -> tuple[list[Call], dict[str, str]]:
-    """Calls with BatchNorms merged into the linear op before them, and the maker of every tensor.
+def fold_batch_norms(
+    calls: Sequence[Call], returned: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[list[Call], dict[str, str]]:
+    """Calls as they stand after normalising, and the maker of every tensor.
 
-    A grouped transposed convolution is left apart: its groups share the per-channel scales of the weight,
-    which the BatchNorm would pull apart.
+    A BatchNorm merges into the linear op whose result it alone reads. One over images that finds none (behind
+    a concat, in DenseNet) is a depthwise 1x1 convolution.
     """
     readers = _readers(calls)
     maker = {name: call.site for call in calls for name in call.outputs}
@@ -288,11 +293,14 @@ def fold_batch_norms(calls: Sequence[Call], returned: Sequence[str]) -> tuple[li
         alone = (
             source is not None and len(readers[source.outputs[0]]) == 1 and source.outputs[0] not in returned
         )
-        grouped = source is not None and source.op == "conv_transpose" and source.attributes["group"] > 1
-        if call.op == "batch_norm" and source is not None and alone and source.weight and not grouped:
-            merged[source.site] = replace(source, outputs=call.outputs, norm=call.site)
-            continue
-        merged[call.site] = call
+        if call.op == "batch_norm" and source is not None and alone and source.weight:
+            grouped = source.op == "conv_transpose" and source.attributes["group"] > 1
+            merged[source.site] = replace(source, outputs=call.outputs, norm=call.site, inexact=grouped)
+        elif call.op == "batch_norm" and len(shapes[call.outputs[0]]) == 4:
+            weight = Weight(f"{call.site}.weight", 0, (shapes[call.outputs[0]][1], 1, 1, 1))
+            merged[call.site] = replace(call, op="conv", weight=weight, bias=f"{call.site}.bias")
+        else:
+            merged[call.site] = call
     return list(merged.values()), maker
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from quantrim.qat.config import QATConfig
+from quantrim.qat.config import QATConfig, fresh
 from quantrim.qat.fake_quantize import clip, fake_quantize, learned_step, straight_through
 from quantrim.ranges.scales import DEAD_CHANNEL_SHARE
 
@@ -135,11 +135,14 @@ class LearnedStepWeight(WeightQuantizer):
 
     @override
     def scale(self, weight: Tensor) -> Tensor:
-        return torch.clamp(self.step, min=_SMALLEST_SCALE).detach()
+        return self._magnitude().detach()
+
+    def _magnitude(self) -> Tensor:
+        return torch.clamp(self.step.abs(), min=_SMALLEST_SCALE)
 
     @override
     def forward(self, weight: Tensor) -> Tensor:
-        step = torch.clamp(self.step, min=_SMALLEST_SCALE)
+        step = self._magnitude()
         gain = (weight.numel() / self.step.numel() * self.largest) ** -0.5
         return learned_step(weight, step, None, -float(self.largest), float(self.largest), gain)
 
@@ -168,7 +171,7 @@ class ClippedWeight(nn.Module):
 def weight_quantizer(config: QATConfig, axis: int, shape: tuple[int, ...]) -> nn.Module:
     """The quantizer that a configuration asks for, for a weight of the given shape."""
     if config.weight_quantizer is not None:
-        return config.weight_quantizer()
+        return fresh(config.weight_quantizer)
     kept = axis if config.weight_per_channel else None
     if config.weight == "lsq":
         return LearnedStepWeight(config.weight_bits, kept, shape)
@@ -182,4 +185,6 @@ def weight_preprocess(config: QATConfig) -> nn.Module | None:
     """The module applied to a weight before its quantizer, or None."""
     if config.weight_preprocess is None:
         return None
-    return ClippedWeight() if config.weight_preprocess == "pact" else config.weight_preprocess()
+    if isinstance(config.weight_preprocess, str):
+        return ClippedWeight()
+    return fresh(config.weight_preprocess)
