@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from quantrim.cli import bench, doctor, inspect, ptq
+from quantrim.cli import bench, doctor, evaluate, export, inspect, predict, ptq, train
 from quantrim.errors import QuantrimError
 
 app = typer.Typer(
@@ -17,6 +17,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("export")(export.export)
 app.command("ptq")(ptq.ptq)
 app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)

@@ -1,0 +1,330 @@
+"""PaddleSeg's YAML dialect: ``type:`` objects, ``_base_`` inheritance, both learning-rate forms.
+
+A file is read into plain dictionaries, merged, validated, and turned into objects by the ``build_*``
+functions. An error names the file, the key, and the nearest legal name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from quantrim.errors import ConfigError, DataError, did_you_mean
+from quantrim.vision import losses
+from quantrim.vision.data.datasets import (
+    FASHION_MNIST,
+    ListedLabels,
+    ListedMasks,
+    Source,
+    Task,
+    VisionData,
+    cifar10,
+    fashion_mnist,
+)
+from quantrim.vision.data.optic_disc import CLASSES, OpticDiscImages
+from quantrim.vision.data.transforms import Transform, transform_named
+from quantrim.vision.models import model_from_spec
+from quantrim.vision.train import LossFunction, cosine, piecewise, polynomial
+
+KEYS = (
+    "batch_size", "iters", "train_dataset", "val_dataset", "optimizer", "lr_scheduler", "learning_rate",
+    "loss", "model", "distill_loss", "test_config", "export", "seed",
+)  # fmt: skip
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "CrossEntropyLoss": losses.cross_entropy,
+    "OhemCrossEntropyLoss": losses.ohem_cross_entropy,
+    "BootstrappedCrossEntropyLoss": losses.bootstrapped_cross_entropy,
+    "DiceLoss": losses.dice_loss,
+    "FocalLoss": losses.focal_loss,
+    "LovaszSoftmaxLoss": losses.lovasz_softmax,
+}
+_CITYSCAPES_CLASSES = 19
+_DATASETS = ("SyntheticOpticDisc", "OpticDiscSeg", "Cityscapes", "PascalVOC", "Dataset", "ImageList",
+             "FashionMNIST", "Cifar10")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A validated configuration.
+
+    Attributes:
+        path: the file it came from.
+        values: merged plain values, keys from :data:`KEYS`.
+    """
+
+    path: Path
+    values: Mapping[str, Any]
+
+    @property
+    def iters(self) -> int:
+        """Training iterations."""
+        return int(self.values["iters"])
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a step and process."""
+        return int(self.values.get("batch_size", 1))
+
+    def fail(self, key: str, message: str) -> ConfigError:
+        """Error that names the file and the key."""
+        return ConfigError(f"{self.path}: {key}: {message}")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read, merge and check a configuration.
+
+    Args:
+        path: .yml or .yaml file.
+        overrides: ``key.inner=value`` texts; values are YAML. None of them is ignored, 0 included.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, a key is unknown, ``_base_`` runs in a circle, a needed
+            key is missing.
+    """
+    path = Path(path)
+    values = _merged(path, ())
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {text!r} is not of the form key=value.")
+        _assign(values, key.split("."), _yaml(value, f"--set {key}"), text)
+    for key in values:
+        if key not in KEYS:
+            raise ConfigError(f"{path}: unknown key {key!r}{did_you_mean(key, KEYS)}")
+    for key in ("iters", "model", "train_dataset"):
+        if key not in values:
+            raise ConfigError(f"{path}: key {key!r} is missing.")
+    if "lr_scheduler" not in values and "learning_rate" not in values:
+        raise ConfigError(f"{path}: neither 'lr_scheduler' nor 'learning_rate' is given.")
+    return Config(path, values)
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: no valid YAML ({' '.join(str(error).split())}).") from error
+
+
+def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.suffix not in (".yml", ".yaml"):
+        raise ConfigError(f"{path}: a configuration is a .yml or .yaml file.")
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such configuration.")
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: _base_ runs in a circle: {' -> '.join(str(p) for p in (*seen, path))}")
+    values = _yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a configuration is a YAML mapping, this is a {type(values).__name__}.")
+    base = values.pop("_base_", None)
+    if base is None:
+        return _without_marks(values)
+    return _merge(_merged(path.parent / base, (*seen, path.resolve())), values)
+
+
+def _merge(base: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of ``new`` over ``base``; a mapping with ``_inherited_: False`` replaces instead of merging."""
+    merged = copy.deepcopy(base)
+    for key, value in new.items():
+        if isinstance(value, dict) and value.get("_inherited_", True) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = _without_marks(value)
+    merged.pop("_inherited_", None)
+    return merged
+
+
+def _without_marks(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_marks(inner) for key, inner in value.items() if key != "_inherited_"}
+    return [_without_marks(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _assign(values: Any, keys: Sequence[str], value: Any, text: str) -> None:
+    for key in keys[:-1]:
+        values = values[int(key)] if isinstance(values, list) else values.setdefault(key, {})
+        if not isinstance(values, dict | list):
+            raise ConfigError(f"--set {text!r}: {key!r} holds a {type(values).__name__}, no mapping.")
+    if isinstance(values, list):
+        values[int(keys[-1])] = value
+    else:
+        values[keys[-1]] = value
+
+
+def build_data(config: Config, key: str = "train_dataset", *, seed: int = 0) -> VisionData:
+    """Data set of ``train_dataset`` or ``val_dataset``.
+
+    Raises:
+        ConfigError: unknown type, transform or argument, or the key is missing.
+        DataError: files are missing.
+    """
+    spec = config.values.get(key)
+    if not isinstance(spec, Mapping):
+        raise config.fail(key, "is missing; it is a mapping with a type.")
+    kind = str(spec.get("type"))
+    if kind not in _DATASETS:
+        raise config.fail(key, f"unknown data set {kind!r}{did_you_mean(kind, _DATASETS)}")
+    try:
+        transforms = tuple(transform_named(t) for t in spec.get("transforms", ()))
+    except ConfigError as error:
+        raise config.fail(f"{key}.transforms", str(error)) from error
+    source, task, classes, names = _source(config, key, kind, spec)
+    declared = config.values["model"].get("num_classes")
+    if declared is not None and int(declared) != classes:
+        raise config.fail("model.num_classes", f"is {declared}, but {key} has {classes} classes.")
+    ignore = int(spec.get("ignore_index", 255))
+    return VisionData(source, task, classes, transforms, seed, ignore, names)
+
+
+def _source(
+    config: Config, key: str, kind: str, spec: Mapping[str, Any]
+) -> tuple[Source, Task, int, tuple[str, ...]]:
+    """Raw pictures, task, number of classes and their names."""
+    mode = str(spec.get("mode", "train" if key == "train_dataset" else "val"))
+    root = Path(str(spec.get("dataset_root", ".")))
+    if kind == "SyntheticOpticDisc":
+        count = int(spec.get("count", 267 if mode == "train" else 76))
+        seed = int(spec.get("seed", 0)) * 3 + (0 if mode == "train" else 1)
+        images = OpticDiscImages(count, int(spec.get("size", 256)), seed, float(spec.get("difficulty", 0.6)))
+        return images, "segmentation", 2, CLASSES
+    if kind in ("FashionMNIST", "Cifar10"):
+        split = "train" if mode == "train" else "val"
+        if kind == "FashionMNIST":
+            return fashion_mnist(root, split), "classification", 10, FASHION_MNIST  # type: ignore[arg-type]
+        return cifar10(root, split), "classification", 10, ()  # type: ignore[arg-type]
+    if kind == "ImageList":
+        classes = int(spec.get("num_classes", 1000))
+        listed = root / str(spec.get(f"{mode}_path", f"{mode}_list.txt"))
+        return ListedLabels(root, listed), "classification", classes, ()
+    if kind == "Cityscapes":
+        return _cityscapes(root, mode), "segmentation", _CITYSCAPES_CLASSES, ()
+    lists = {"OpticDiscSeg": (f"{mode}_list.txt", 2), "PascalVOC": (f"{mode}_list.txt", 21)}
+    name, classes = lists.get(kind, (str(spec.get(f"{mode}_path", f"{mode}_list.txt")), 0))
+    classes = classes or int(spec.get("num_classes", 0))
+    if not classes:
+        raise config.fail(f"{key}.num_classes", "is missing.")
+    if kind == "OpticDiscSeg" and not root.is_dir():
+        raise DataError(
+            f"{root}: no OpticDiscSeg here. Unpack PaddleSeg's optic_disc_seg.zip into it, or write a generated "
+            f"set: python -c \"from quantrim.vision.data.optic_disc import *; write_optic_disc('{root}')\""
+        )
+    separator = spec.get("separator")
+    names = CLASSES if kind == "OpticDiscSeg" else ()
+    return ListedMasks(root, root / name, separator), "segmentation", classes, names
+
+
+def _cityscapes(root: Path, mode: str) -> ListedMasks:
+    """Cityscapes by its folders; the list is written once beside them."""
+    listed = root / f"{mode}_list.txt"
+    if not listed.is_file():
+        images = sorted((root / "leftImg8bit" / mode).glob("*/*_leftImg8bit.png"))
+        if not images:
+            raise DataError(f"{root}: no Cityscapes pictures in leftImg8bit/{mode}.")
+        from quantrim.files import write_text
+
+        rows = []
+        for image in images:
+            name = image.name.replace("_leftImg8bit.png", "_gtFine_labelTrainIds.png")
+            label = root / "gtFine" / mode / image.parent.name / name
+            rows.append(f"{image.relative_to(root)} {label.relative_to(root)}")
+        write_text(listed, "\n".join(rows) + "\n")
+    return ListedMasks(root, listed)
+
+
+def build_model(config: Config, num_classes: int) -> nn.Module:
+    """Model of the configuration; the data set's number of classes is used where it names none."""
+    spec = {"num_classes": num_classes, **config.values["model"]}
+    return model_from_spec(spec)
+
+
+def build_loss(config: Config, ignore_index: int) -> LossFunction:
+    """One loss for each output of the model, with coefficients.
+
+    Raises:
+        ConfigError: unknown loss, or numbers of types and coefficients differ.
+    """
+    spec = config.values.get("loss", {"types": [{"type": "CrossEntropyLoss"}], "coef": [1]})
+    types, coef = list(spec.get("types", ())), [float(c) for c in spec.get("coef", ())]
+    if not types or not coef or (len(types) not in (1, len(coef))):
+        raise config.fail("loss", f"{len(types)} types, {len(coef)} coefficients; give one of each an output.")
+    return losses.weighted([_loss(config, entry, ignore_index) for entry in types], coef)
+
+
+def _loss(config: Config, entry: Mapping[str, Any], ignore_index: int) -> losses.Loss:
+    kind = str(entry.get("type"))
+    if kind == "MixedLoss":
+        parts = [_loss(config, part, ignore_index) for part in entry["losses"]]
+        return losses.mixed(list(zip(parts, map(float, entry["coef"]), strict=True)))
+    if kind not in LOSSES:
+        raise config.fail("loss.types", f"unknown loss {kind!r}{did_you_mean(kind, [*LOSSES, 'MixedLoss'])}")
+    arguments = {key: value for key, value in entry.items() if key not in ("type", "coef")}
+    if arguments.pop("ignore_index", ignore_index) != ignore_index:
+        raise config.fail("loss.types", f"{kind}: ignore_index differs from the data set's {ignore_index}.")
+    return partial(LOSSES[kind], ignore_index=ignore_index, **arguments)
+
+
+def build_optimizer(
+    config: Config, model: nn.Module, *, iterations: int | None = None, learning_rate: float | None = None
+) -> tuple[Optimizer, LRScheduler]:
+    """Optimizer and schedule; arguments that are not None replace the configuration's.
+
+    Raises:
+        ConfigError: unknown optimizer or schedule.
+    """
+    rate, factor = _schedule(config, config.iters if iterations is None else iterations)
+    rate = rate if learning_rate is None else learning_rate
+    spec = dict(config.values.get("optimizer", {"type": "sgd"}))
+    kind, decay = str(spec.get("type", "sgd")).lower(), float(spec.get("weight_decay", 0.0))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer: Optimizer
+    if kind in ("sgd", "momentum"):
+        optimizer = torch.optim.SGD(parameters, rate, float(spec.get("momentum", 0.9)), weight_decay=decay)
+    elif kind in ("adam", "adamw"):
+        chosen = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
+        optimizer = chosen(parameters, rate, weight_decay=decay)
+    else:
+        raise config.fail("optimizer.type", f"unknown {kind!r}{did_you_mean(kind, ('sgd', 'adam', 'adamw'))}")
+    return optimizer, LambdaLR(optimizer, factor)
+
+
+def _schedule(config: Config, iterations: int) -> tuple[float, Callable[[int], float]]:
+    """Base rate and its factor, from ``lr_scheduler`` or the older ``learning_rate: {value, decay}``."""
+    spec = config.values.get("lr_scheduler")
+    if spec is None:
+        old = config.values["learning_rate"]
+        decay = dict(old.get("decay") or {"type": "poly", "power": 0.0})
+        names = {"poly": "PolynomialDecay", "piecewise": "PiecewiseDecay", "cosine": "CosineAnnealingDecay"}
+        spec = {**decay, "type": names.get(decay.get("type", "poly"), decay.get("type")),
+                "learning_rate": old["value"]}  # fmt: skip
+    kind, rate, warmup = str(spec.get("type")), float(spec["learning_rate"]), int(spec.get("warmup_iters", 0))
+    if kind == "PolynomialDecay":
+        end = float(spec.get("end_lr", 0.0)) / rate
+        return rate, polynomial(iterations, power=float(spec.get("power", 0.9)), end=end, warmup=warmup)
+    if kind in ("CosineAnnealingDecay", "Cosine"):
+        return rate, cosine(iterations, warmup=warmup)
+    if kind == "PiecewiseDecay":
+        values = [float(v) / rate for v in spec["values"]]
+        return rate, piecewise([int(b) for b in spec["boundaries"]], values)
+    if kind == "StepDecay":
+        step, gamma = int(spec["step_size"]), float(spec.get("gamma", 0.1))
+        return rate, lambda iteration: gamma ** (iteration // step)
+    legal = ("PolynomialDecay", "CosineAnnealingDecay", "PiecewiseDecay", "StepDecay")
+    raise config.fail("lr_scheduler.type", f"unknown {kind!r}{did_you_mean(kind, legal)}")
+
+
+def export_transforms(config: Config) -> tuple[list[Mapping[str, Any]], tuple[Transform, ...]]:
+    """Preprocessing at deployment: ``export.transforms``, else what validation does, as YAML and objects."""
+    specs = (config.values.get("export") or {}).get("transforms")
+    if specs is None:
+        specs = (config.values.get("val_dataset") or config.values["train_dataset"]).get("transforms", [])
+    return list(specs), tuple(transform_named(dict(spec)) for spec in specs)

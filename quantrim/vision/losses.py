@@ -1,0 +1,136 @@
+"""Losses of segmentation and classification; all take logits (N, C, ...) and labels (N, ...).
+
+Each is a function of logits, labels and the label to ignore. :func:`weighted` joins one loss for each
+head of a model with its coefficient, as PaddleSeg's ``loss: {types, coef}`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from quantrim.errors import ConfigError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = 255, smoothing: float = 0.0) -> Tensor:
+    """Mean cross entropy over the labels that count; 0 where there are none."""
+    total = F.cross_entropy(
+        logits, labels, ignore_index=ignore_index, reduction="sum", label_smoothing=smoothing
+    )
+    return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+def ohem_cross_entropy(
+    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, thresh: float = 0.7, min_kept: int = 10_000
+) -> Tensor:
+    """Cross entropy over hard pixels: true-class probability below ``thresh``, at least ``min_kept`` of them.
+
+    Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining" (2016), in
+    the pixel form that PaddleSeg uses.
+    """
+    each = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none").flatten()
+    each = each[(labels != ignore_index).flatten()]
+    if each.numel() == 0:
+        return logits.sum() * 0
+    limit = -torch.log(torch.tensor(thresh, device=each.device))
+    kth = torch.topk(each, min(min_kept, each.numel())).values[-1]
+    return each[each >= torch.minimum(limit, kth)].mean()
+
+
+def bootstrapped_cross_entropy(
+    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, min_K: int = 4096, loss_th: float = 0.3
+) -> Tensor:
+    """Mean over the losses of each sample above ``loss_th``, over its ``min_K`` largest if those are more.
+
+    Wu et al., "Bridging Category-level and Instance-level Semantic Image Segmentation" (2016).
+    """
+    each = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none").flatten(1)
+    ordered = each.sort(dim=1, descending=True).values
+    least = min(min_K, ordered.shape[1] - 1)
+    above = ordered > loss_th
+    first = torch.arange(ordered.shape[1], device=ordered.device) < least
+    chosen = torch.where(above[:, least : least + 1], above, first.expand_as(above))
+    return ((ordered * chosen).sum(dim=1) / chosen.sum(dim=1).clamp(min=1)).mean()
+
+
+def dice_loss(logits: Tensor, labels: Tensor, *, ignore_index: int = 255, smooth: float = 1.0) -> Tensor:
+    """1 - mean over classes of 2 |P T| / (|P| + |T|) with probabilities P (Milletari et al., V-Net, 2016)."""
+    probabilities, truth = _masked(logits, labels, ignore_index)
+    overlap = (probabilities * truth).sum(dim=1)
+    return 1 - ((2 * overlap + smooth) / (probabilities.sum(dim=1) + truth.sum(dim=1) + smooth)).mean()
+
+
+def focal_loss(
+    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, gamma: float = 2.0, alpha: float = 1.0
+) -> Tensor:
+    """Cross entropy times ``alpha (1 - p)^gamma`` (Lin et al., Focal Loss, 2017)."""
+    each = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+    weighted = alpha * (1 - torch.exp(-each)) ** gamma * each
+    return weighted.sum() / (labels != ignore_index).sum().clamp(min=1)
+
+
+def lovasz_softmax(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """Convex extension of the Jaccard loss, mean over the classes present (Berman et al., 2018)."""
+    probabilities, truth = _masked(logits, labels, ignore_index)
+    present = truth.sum(dim=1) > 0
+    if not bool(present.any()):
+        return logits.sum() * 0
+    errors = (truth - probabilities).abs()[present]
+    ordered, order = errors.sort(dim=1, descending=True)
+    return (ordered * _lovasz_gradient(truth[present].gather(1, order))).sum(dim=1).mean()
+
+
+def _lovasz_gradient(truth: Tensor) -> Tensor:
+    total = truth.sum(dim=1, keepdim=True)
+    jaccard = 1 - (total - truth.cumsum(dim=1)) / (total + (1 - truth).cumsum(dim=1))
+    return torch.cat([jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]], dim=1)
+
+
+def _masked(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Probabilities and one-hot truth, both (C, pixels), without ignored pixels."""
+    classes = logits.shape[1]
+    kept = (labels != ignore_index).flatten()
+    probabilities = logits.float().softmax(dim=1).transpose(0, 1).reshape(classes, -1)[:, kept]
+    truth = F.one_hot(labels.flatten()[kept], classes).transpose(0, 1).to(probabilities.dtype)
+    return probabilities, truth
+
+
+def mixed(parts: Sequence[tuple[Loss, float]]) -> Loss:
+    """Weighted sum of several losses of one head."""
+
+    def total(logits: Tensor, labels: Tensor) -> Tensor:
+        return torch.stack([coef * loss(logits, labels) for loss, coef in parts]).sum()
+
+    return total
+
+
+def weighted(
+    losses: Sequence[Loss], coef: Sequence[float]
+) -> Callable[[Tensor | Sequence[Tensor], Tensor], Tensor]:
+    """One loss for each head of a model.
+
+    Args:
+        losses: a loss for each output, or one for all of them.
+        coef: coefficient of each output.
+
+    Raises:
+        ConfigError: when called, if the model has another number of outputs.
+    """
+
+    def total(outputs: Tensor | Sequence[Tensor], labels: Tensor) -> Tensor:
+        heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        each = list(losses) * len(heads) if len(losses) == 1 else list(losses)
+        if len(each) != len(heads) or len(coef) != len(heads):
+            raise ConfigError(
+                f"the model has {len(heads)} outputs, but loss has {len(losses)} types and {len(coef)} "
+                "coefficients. Give one of each for every output."
+            )
+        parts = [c * loss(head, labels) for loss, head, c in zip(each, heads, coef, strict=True)]
+        return torch.stack(parts).sum()
+
+    return total

@@ -1,0 +1,263 @@
+"""What the verbs do: configuration in, trained, evaluated, predicted, exported model out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from quantrim.calibrate.samples import image_files
+from quantrim.errors import ConfigError
+from quantrim.export.from_torch import export_onnx
+from quantrim.files import atomic_path, write_text
+from quantrim.vision.config import (
+    Config,
+    build_data,
+    build_loss,
+    build_model,
+    build_optimizer,
+    export_transforms,
+)
+from quantrim.vision.data.datasets import VisionData, read_image
+from quantrim.vision.data.transforms import Sample, Transform, apply, transform_named
+from quantrim.vision.evaluate import Predict, classes_of, evaluate, torch_predictor
+from quantrim.vision.models import load_weights
+from quantrim.vision.train import TrainResult, TrainSettings, train
+
+PALETTE = np.array([[0, 0, 0], [0, 200, 90], [220, 60, 40], [40, 90, 220], [240, 190, 20], [160, 60, 200],
+                    [60, 200, 220], [240, 120, 160]], np.uint8)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration made real.
+
+    Attributes:
+        config: the configuration.
+        model: with its weights, in eval mode.
+        data: validation set, or the training set where there is none.
+    """
+
+    config: Config
+    model: nn.Module
+    data: VisionData
+
+
+def load(config: Config, weights: str | Path | None) -> Loaded:
+    """Model with weights and the data to judge it on."""
+    key = "val_dataset" if "val_dataset" in config.values else "train_dataset"
+    data = build_data(config, key)
+    model = build_model(config, data.num_classes)
+    if weights is not None:
+        load_weights(model, weights)
+    return Loaded(config, model.eval(), data)
+
+
+def train_config(
+    config: Config,
+    settings: TrainSettings,
+    save_dir: str | Path,
+    *,
+    learning_rate: float | None = None,
+    do_eval: bool = True,
+    weights: str | Path | None = None,
+    resume: str | Path | None = None,
+    use_tensorboard: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """Train what a configuration describes; the settings win over it."""
+    train_set = build_data(config, "train_dataset", seed=settings.seed)
+    torch.manual_seed(settings.seed)
+    model = build_model(config, train_set.num_classes)
+    if weights is not None:
+        load_weights(model, weights)
+    optimizer, scheduler = build_optimizer(
+        config, model, iterations=settings.iterations, learning_rate=learning_rate
+    )
+    judge = validation(config) if do_eval and "val_dataset" in config.values else None
+    return train(
+        model,
+        settings,
+        train_set,
+        save_dir,
+        loss_fn=build_loss(config, train_set.ignore_index),
+        optimizer=optimizer,
+        scheduler=scheduler,
+        validate=judge,
+        resume=resume,
+        use_tensorboard=use_tensorboard,
+        progress=progress,
+    )
+
+
+def validation(config: Config, limit: int | None = None) -> Callable[[nn.Module], dict[str, float]]:
+    """Function module → scalar metrics on the validation set."""
+    data = build_data(config, "val_dataset")
+
+    def judge(model: nn.Module) -> dict[str, float]:
+        metrics = evaluate(torch_predictor(model), data, limit=limit)
+        return {key: value for key, value in metrics.items() if isinstance(value, float)}
+
+    return judge
+
+
+def best_key(config: Config) -> str:
+    """Metric that decides: mIoU for segmentation, top-1 for classification."""
+    return "mIoU" if build_data(config, "train_dataset").task == "segmentation" else "top1"
+
+
+def example_input(loaded: Loaded, shape: tuple[int, ...] | None = None) -> Tensor:
+    """First validation picture as a batch of one, or random values of a given shape."""
+    if shape is not None:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return loaded.data[0][0][None]
+
+
+class _Deployed(nn.Module):
+    """A model reduced to its main output, with soft-max or arg max behind it."""
+
+    def __init__(self, model: nn.Module, output_op: str) -> None:
+        super().__init__()
+        self.model, self.output_op = model, output_op
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs = self.model(images)
+        logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]
+        if self.output_op == "softmax":
+            return logits.softmax(dim=1)
+        return logits.argmax(dim=1) if self.output_op == "argmax" else logits
+
+
+def export(
+    loaded: Loaded, output: str | Path, *, shape: tuple[int, ...] | None = None, output_op: str = "none"
+) -> float:
+    """Write ONNX and ``deploy.yaml`` beside it.
+
+    Args:
+        loaded: model and data.
+        output: .onnx file.
+        shape: fixed input shape; the first picture's with an open batch by default.
+        output_op: "none", "argmax" or "softmax".
+
+    Returns:
+        Largest absolute difference between torch and ONNX Runtime.
+
+    Raises:
+        ConfigError: unknown output_op.
+        ModelError: the export fails or computes something else.
+    """
+    if output_op not in ("none", "argmax", "softmax"):
+        raise ConfigError(f"--output-op {output_op!r}; legal: none, argmax, softmax.")
+    difference = export_onnx(
+        _Deployed(loaded.model, output_op),
+        example_input(loaded, shape),
+        output,
+        dynamic_batch=shape is None,
+        input_names=["image"],
+        output_names=["classes" if output_op == "argmax" else "logits"],
+    )
+    write_deploy(Path(output), loaded, output_op)
+    return difference
+
+
+def write_deploy(model_path: Path, loaded: Loaded, output_op: str) -> None:
+    """``deploy.yaml``: model, preprocessing of validation, output, class names."""
+    specs, _ = export_transforms(loaded.config)
+    content = {
+        "Deploy": {
+            "model": model_path.name,
+            "task": loaded.data.task,
+            "transforms": [dict(spec) for spec in specs],
+            "output": output_op,
+            "classes": list(loaded.data.class_names),
+        }
+    }
+    write_text(model_path.with_name("deploy.yaml"), yaml.safe_dump(content, sort_keys=False))
+
+
+def load_transforms(deploy: str | Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Preprocessing of a ``deploy.yaml``: RGB uint8 (H, W, 3) → float32 (C, H, W).
+
+    Raises:
+        ConfigError: the file is missing or has no ``Deploy.transforms``.
+    """
+    try:
+        content = yaml.safe_load(Path(deploy).read_text(encoding="utf-8"))
+        specs = content["Deploy"]["transforms"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(f"{deploy}: no deploy.yaml with Deploy.transforms ({error}).") from error
+    transforms = [transform_named(spec) for spec in specs]
+    generator = np.random.default_rng(0)
+
+    def prepare(picture: np.ndarray) -> np.ndarray:
+        sample = apply(transforms, Sample(picture.astype(np.float32)), generator)
+        return np.ascontiguousarray(sample.image.transpose(2, 0, 1), np.float32)
+
+    return prepare
+
+
+def predict_files(
+    predict: Predict,
+    source: str | Path,
+    transforms: Sequence[Transform],
+    task: str,
+    save_dir: str | Path,
+    class_names: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Predict pictures one by one.
+
+    Segmentation writes ``added_prediction/`` (overlay) and ``pseudo_color_prediction/`` (palette PNG).
+
+    Args:
+        predict: images → logits.
+        source: picture, folder, or list file.
+        transforms: preprocessing.
+        task: "segmentation" or "classification".
+        save_dir: where pictures go.
+        class_names: names for the classes.
+
+    Returns:
+        One entry a picture: image, and classes with probabilities or shares of the area.
+    """
+    generator = np.random.default_rng(0)
+    results: list[dict[str, Any]] = []
+    for path in image_files(Path(source)):
+        picture = read_image(path)
+        sample = apply(transforms, Sample(picture.astype(np.float32)), generator)
+        scores = predict(np.ascontiguousarray(sample.image.transpose(2, 0, 1)[None], np.float32))[0]
+        if task == "classification":
+            results.append({"image": str(path), "classes": _ranked(scores, class_names)})
+            continue
+        classes = classes_of(scores, sample)
+        write_prediction(picture, classes, Path(save_dir), path.stem)
+        shares = np.bincount(classes.ravel(), minlength=1) / classes.size
+        named = {_class_name(i, class_names): float(share) for i, share in enumerate(shares) if share}
+        results.append({"image": str(path), "area": named})
+    return results
+
+
+def write_prediction(picture: np.ndarray, classes: np.ndarray, save_dir: Path, name: str) -> None:
+    """Overlay (60 % picture, 40 % colour) and palette picture of a prediction."""
+    colors = PALETTE[classes % len(PALETTE)]
+    overlay = (0.6 * picture + 0.4 * colors).astype(np.uint8)
+    for folder, pixels in (("added_prediction", overlay), ("pseudo_color_prediction", colors)):
+        with atomic_path(save_dir / folder / f"{name}.png") as temporary:
+            cv2.imwrite(str(temporary), pixels[:, :, ::-1])
+
+
+def _ranked(scores: np.ndarray, names: Sequence[str], count: int = 5) -> list[Mapping[str, Any]]:
+    shares = np.exp(scores - scores.max())
+    shares /= shares.sum()
+    order = np.argsort(-shares)[:count]
+    return [{"class": _class_name(int(i), names), "probability": float(shares[i])} for i in order]
+
+
+def _class_name(index: int, names: Sequence[str]) -> str:
+    return names[index] if index < len(names) else str(index)

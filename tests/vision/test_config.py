@@ -1,0 +1,122 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantrim.errors import ConfigError, DataError
+from quantrim.vision.config import build_data, build_loss, build_model, build_optimizer, load_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+QUICK = CONFIGS / "quick_start" / "bisenet_optic_disc_512x512_1k.yml"
+OLD_FORM = QUICK.read_text().replace(
+    """lr_scheduler:
+  type: PolynomialDecay
+  learning_rate: 0.01
+  end_lr: 0
+  power: 0.9
+""",
+    """learning_rate:
+  value: 0.01
+  decay:
+    type: poly
+    power: 0.9
+    end_lr: 0.0
+""",
+)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(text: str, name: str = "c.yml") -> Path:
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yml")), ids=lambda p: p.stem)
+def test_every_shipped_config_builds_model_loss_and_optimizer(path):
+    config = load_config(path)
+    with torch.device("meta"):
+        model = build_model(config, 19)
+    build_loss(config, 255)
+    optimizer, scheduler = build_optimizer(config, model)
+    assert optimizer.param_groups[0]["lr"] > 0
+    scheduler.step()
+
+
+def test_both_learning_rate_forms_give_the_same_schedule(write):
+    rates = []
+    for path in (QUICK, write(OLD_FORM)):
+        optimizer, scheduler = build_optimizer(load_config(path), torch.nn.Linear(2, 2))
+        rates.append([])
+        for _ in range(5):
+            rates[-1].append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+    assert rates[0] == pytest.approx(rates[1])
+    assert rates[0][1] == pytest.approx(0.01 * (1 - 1 / 1000) ** 0.9)
+
+
+def test_a_base_is_merged_and_not_inherited_mappings_replace(write):
+    write(QUICK.read_text(), "base.yml")
+    path = write(
+        "_base_: base.yml\niters: 7\noptimizer: {weight_decay: 0.5}\n"
+        "val_dataset: {_inherited_: False, type: SyntheticOpticDisc}\n"
+    )
+    values = load_config(path).values
+    assert values["iters"] == 7
+    assert values["optimizer"] == {"type": "sgd", "momentum": 0.9, "weight_decay": 0.5}
+    assert values["val_dataset"] == {"type": "SyntheticOpticDisc"}
+
+
+def test_a_circle_of_bases_is_told(write):
+    write("_base_: b.yml\n", "a.yml")
+    with pytest.raises(ConfigError, match="circle"):
+        load_config(write("_base_: a.yml\n", "b.yml"))
+
+
+def test_overrides_reach_into_lists_and_zero_counts():
+    config = load_config(
+        QUICK, ["iters=5", "train_dataset.transforms.0.target_size=[64, 64]", "optimizer.momentum=0"]
+    )
+    assert config.iters == 5
+    assert config.values["train_dataset"]["transforms"][0]["target_size"] == [64, 64]
+    assert config.values["optimizer"]["momentum"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("iters: 1000", "itres: 1000"), "did you mean 'iters'"),
+        (("type: sgd", "type: sdg"), "did you mean 'sgd'"),
+        (("PolynomialDecay", "PolynomDecay"), "did you mean 'PolynomialDecay'"),
+        (("type: CrossEntropyLoss", "type: CrossEntropy"), "did you mean 'CrossEntropyLoss'"),
+        (("type: BiSeNetV2", "type: BiSeNet2"), "BiSeNetV2"),
+        (("coef: [1, 1, 1, 1, 1]", "coef: []"), "loss"),
+        (("batch_size: 4", "batch_size: [4"), "no valid YAML"),
+    ],
+)
+def test_mistakes_name_the_file_the_key_and_the_nearest_word(write, change, words):
+    text = QUICK.read_text()
+    assert change[0] in text
+
+    def build() -> None:
+        config = load_config(write(text.replace(*change)))
+        build_loss(config, 255)
+        build_optimizer(config, build_model(config, 2))
+
+    with pytest.raises(ConfigError, match=words) as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_contradicting_number_of_classes_is_refused(write):
+    text = (CONFIGS / "quick_start" / "bisenet_synthetic_disc_256x256.yml").read_text()
+    with pytest.raises(ConfigError, match="has 2 classes"):
+        build_data(load_config(write(text.replace("type: BiSeNetV2", "type: BiSeNetV2\n  num_classes: 3"))))
+
+
+def test_a_missing_data_set_says_how_to_get_one():
+    with pytest.raises(DataError, match="write_optic_disc"):
+        build_data(load_config(QUICK))

@@ -1,0 +1,130 @@
+"""The loop on a tiny task: learning, exact resume after a kill, two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from quantrim.errors import CheckpointError, QuantrimError
+from quantrim.vision.data.datasets import Arrays, IterationSampler, VisionData
+from quantrim.vision.data.transforms import Normalize, RandomHorizontalFlip, RandomNoise
+from quantrim.vision.evaluate import evaluate, torch_predictor
+from quantrim.vision.losses import cross_entropy
+from quantrim.vision.train import TrainSettings, polynomial, train
+
+SCRIPT = Path(__file__)
+
+
+def data(seed: int = 0) -> VisionData:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 2, 64)
+    images = generator.integers(0, 120, (64, 8, 8, 3)) + labels[:, None, None, None] * 100
+    transforms = (RandomHorizontalFlip(), RandomNoise(), Normalize())
+    return VisionData(Arrays(images.astype(np.uint8), labels), "classification", 2, transforms, seed)
+
+
+def parts():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.1), nn.Flatten(),
+                          nn.Linear(144, 2))  # fmt: skip
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    return model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, polynomial(40))
+
+
+def run(folder, *, iterations=40, resume=None, delay=0.0, **changes):
+    model, optimizer, scheduler = parts()
+    settings = TrainSettings(iterations, batch_size=8, save_interval=5, log_iters=1, best_key="top1",
+                             device="cpu", **changes)  # fmt: skip
+    return train(
+        model, settings, data(), folder, loss_fn=cross_entropy, optimizer=optimizer, scheduler=scheduler,
+        validate=lambda m: evaluate(torch_predictor(m), data()), resume=resume, progress=False,
+        on_iteration=lambda i, m: time.sleep(delay),
+    )  # fmt: skip
+
+
+def losses_of(folder) -> dict[int, float]:
+    history = json.loads((Path(folder) / "run.json").read_text())["result"]["history"]
+    return {entry["iteration"]: entry["loss"] for entry in history if "loss" in entry}
+
+
+def test_it_learns_keeps_the_best_and_only_the_newest_checkpoints(tmp_path):
+    result = run(tmp_path, keep_checkpoint_max=2)
+    assert result.best_metric > 0.9
+    assert sorted(p.name for p in tmp_path.glob("iter_*")) == ["iter_35", "iter_40"]
+    torch.load(result.best_weights, weights_only=True)
+
+
+def test_a_killed_run_resumes_with_the_losses_of_an_uninterrupted_one(tmp_path):
+    run(tmp_path / "whole")
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "cut")]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.time() + 90
+    while not (tmp_path / "cut" / "iter_15" / "state.pth").exists() and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut" / "run.json").exists()
+    run(tmp_path / "cut", resume=tmp_path / "cut")
+    whole, cut = losses_of(tmp_path / "whole"), losses_of(tmp_path / "cut")
+    assert set(whole) == set(cut)
+    for iteration, loss in whole.items():
+        assert cut[iteration] == pytest.approx(loss, rel=1e-5), iteration
+
+
+def test_resuming_from_nothing_is_a_clear_error(tmp_path):
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        run(tmp_path / "a", resume=tmp_path)
+
+
+def test_a_nan_loss_stops_the_run_and_says_where(tmp_path):
+    model, optimizer, scheduler = parts()
+    with pytest.raises(QuantrimError, match="loss is nan at iteration 1"):
+        train(model, TrainSettings(3, 4, log_iters=1, device="cpu"), data(), tmp_path,
+              loss_fn=lambda out, y: out.sum() * float("nan"), optimizer=optimizer, scheduler=scheduler,
+              progress=False)  # fmt: skip
+
+
+def test_the_moving_average_of_the_weights_is_what_is_kept(tmp_path):
+    result = run(tmp_path, iterations=10, ema_decay=0.5)
+    best = torch.load(result.best_weights, weights_only=True)
+    last = torch.load(tmp_path / "iter_10" / "model.pth", weights_only=True)
+    assert not torch.equal(best["0.weight"], last["0.weight"])
+
+
+def test_two_processes_see_each_sample_once_an_epoch():
+    one, two = (IterationSampler(20, 5, 2, seed=3, rank=rank, world=2) for rank in (0, 1))
+    seen = [index for sampler in (one, two) for batch in sampler for _, index in batch]
+    assert sorted(seen) == list(range(20))
+
+
+def test_training_on_two_processes_keeps_their_weights_equal(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29611",
+               str(SCRIPT), str(tmp_path / "ddp")]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "QUICK": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    sums = sorted((tmp_path / "ddp").glob("sum_*"))
+    assert len(sums) == 2
+    assert sums[0].read_text() == sums[1].read_text()
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    if os.environ.get("QUICK"):
+        model, optimizer, scheduler = parts()
+        train(model, TrainSettings(6, 4, save_interval=6, device="cpu"), data(), out, loss_fn=cross_entropy,
+              optimizer=optimizer, scheduler=scheduler, progress=False)  # fmt: skip
+        total = sum(p.double().sum().item() for p in model.parameters())
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"sum_{os.environ['RANK']}").write_text(f"{total:.12f}")
+    else:
+        run(out, delay=0.1)
