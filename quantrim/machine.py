@@ -108,7 +108,7 @@ def expectations(machine: Machine) -> list[str]:
         )
     elif "avx2" in machine.flags:
         lines.append(
-            "No VNNI: INT8 gains little (1.2x to 1.5x) and u8 x s8 sums saturate at 16 bits: use --reduce-range."
+            "No VNNI: INT8 gains little (1.2x to 1.5x); u8 x s8 sums saturate at 16 bits: use --reduce-range."
         )
     else:
         lines.append("No INT8 instructions known to quantrim on this processor; measure before you quantize.")

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from quantrim.cli import bench, doctor, evaluate, export, inspect, predict, ptq, train
+from quantrim.cli import bench, demo, doctor, evaluate, export, inspect, predict, ptq, train
 from quantrim.errors import QuantrimError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)

@@ -215,7 +215,7 @@ def _source(
         raise config.fail(f"{key}.num_classes", "is missing.")
     if kind == "OpticDiscSeg" and not root.is_dir():
         raise DataError(
-            f"{root}: no OpticDiscSeg here. Unpack PaddleSeg's optic_disc_seg.zip into it, or write a generated "
+            f"{root}: no OpticDiscSeg here. Unpack PaddleSeg's optic_disc_seg.zip into it or write a generated "
             f"set: python -c \"from quantrim.vision.data.optic_disc import *; write_optic_disc('{root}')\""
         )
     separator = spec.get("separator")

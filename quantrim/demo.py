@@ -1,0 +1,134 @@
+"""The whole story on embedded data: train, export, quantize, ask the engines, report."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from quantrim.calibrate.samples import Feed
+from quantrim.engines import open_session
+from quantrim.files import write_json
+from quantrim.inspect import inspect
+from quantrim.ptq import PtqResult, ptq
+from quantrim.vision.config import load_config
+from quantrim.vision.data.datasets import VisionData
+from quantrim.vision.evaluate import classes_of, engine_predictor, evaluate, torch_predictor
+from quantrim.vision.runs import PALETTE, best_key, export, load, train_config
+from quantrim.vision.train import TrainSettings
+
+#: The demo's configuration, shipped inside the package.
+CONFIG = Path(__file__).parent / "vision" / "demo.yml"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What the demo made.
+
+    Attributes:
+        fp32: FP32 file.
+        int8: INT8 file.
+        result: JSON file with all results.
+        accuracy: mIoU by what was measured: torch, and each engine in FP32 and INT8.
+        quantized: result of :func:`quantrim.ptq.ptq`.
+    """
+
+    fp32: str
+    int8: str
+    result: str
+    accuracy: dict[str, float]
+    quantized: PtqResult
+
+
+def demo(
+    save_dir: str | Path, *, iterations: int | None = None, images: int | None = None, say: Say = print
+) -> DemoResult:
+    """Train BiSeNetV2 on generated fundus pictures and take it to a verified INT8 file.
+
+    Args:
+        save_dir: gets weights, both ONNX files, results and pictures.
+        iterations: training iterations; the configuration's by default.
+        images: validation pictures to judge on; all by default.
+        say: called with a line for people at every stage.
+    """
+    folder = Path(save_dir)
+    config = load_config(CONFIG)
+    settings = TrainSettings(
+        iterations=iterations or config.iters,
+        batch_size=config.batch_size,
+        save_interval=max(20, (iterations or config.iters) // 4),
+        keep_checkpoint_max=1,
+        best_key=best_key(config),
+        device="cpu",
+    )
+    say(f"1. training BiSeNetV2 on generated fundus pictures, {settings.iterations} iterations")
+    trained = train_config(config, settings, folder / "train")
+    loaded = load(config, trained.best_weights)
+    say(f"   best mIoU {trained.best_metric:.4f} after {trained.seconds:.0f} s")
+    fp32, int8 = folder / "bisenetv2.onnx", folder / "bisenetv2.int8.onnx"
+    difference = export(loaded, fp32)
+    say(f"2. exported to {fp32}; largest difference from torch {difference:.1e}")
+    calibration = _feeds(load_config(CONFIG, ["val_dataset.mode=train"]), 100)
+    quantized = ptq(fp32, calibration, int8)
+    say(f"3. quantized to {int8} in {quantized.seconds:.1f} s")
+    for engine in quantized.engines:
+        say(f"   {engine.headline}")
+    accuracy = _accuracy(loaded.data, loaded.model, fp32, int8, images)
+    for name, value in accuracy.items():
+        say(f"   mIoU {value:.4f}  {name}")
+    checked = inspect(int8, against=fp32, data=calibration[:4], samples=4)
+    result = quantized.to_json() | {
+        "accuracy": [
+            {"name": engine, "fp32": accuracy[f"{engine} FP32"], "int8": accuracy[f"{engine} INT8"]}
+            for engine in ("openvino", "onnxruntime")
+        ],
+        "layers": checked.to_json()["layers"],
+        "training": list(trained.history),
+        "samples": _samples(loaded.data, fp32, int8, folder / "predictions"),
+    }
+    write_json(folder / "result.json", result)
+    return DemoResult(str(fp32), str(int8), str(folder / "result.json"), accuracy, quantized)
+
+
+def _feeds(config: Any, count: int) -> list[Feed]:
+    from quantrim.vision.config import build_data
+
+    data = build_data(config, "val_dataset")
+    return [{"image": data[index][0].numpy()} for index in range(min(count, len(data)))]
+
+
+def _accuracy(data: VisionData, model: Any, fp32: Path, int8: Path, limit: int | None) -> dict[str, float]:
+    found = {"torch FP32": evaluate(torch_predictor(model), data, limit=limit)["mIoU"]}
+    for engine in ("openvino", "onnxruntime"):
+        for name, path in (("FP32", fp32), ("INT8", int8)):
+            predict = engine_predictor(open_session(path, engine))
+            found[f"{engine} {name}"] = evaluate(predict, data, limit=limit)["mIoU"]
+    return {name: float(value) for name, value in found.items()}  # type: ignore[arg-type]
+
+
+def _samples(data: VisionData, fp32: Path, int8: Path, folder: Path, count: int = 4) -> list[dict[str, str]]:
+    """Pictures with the FP32 and INT8 predictions and the truth over them, as data for the report."""
+    predictors = {name: engine_predictor(open_session(path)) for name, path in (("fp32", fp32), ("int8", int8))}
+    made = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(min(count, len(data))):
+        sample, truth = data.sample(index)
+        picture, _ = data.source[index]
+        images = np.ascontiguousarray(sample.image.transpose(2, 0, 1)[None], np.float32)
+        overlays = {"truth": np.asarray(truth)}
+        overlays |= {name: classes_of(predict(images)[0], sample) for name, predict in predictors.items()}
+        entry = {"caption": f"validation picture {index}"}
+        for name, classes in overlays.items():
+            mixed = np.where(classes[..., None] > 0, 0.5 * picture + 0.5 * PALETTE[classes], picture)
+            png = cv2.imencode(".png", mixed.astype(np.uint8)[:, :, ::-1])[1].tobytes()
+            (folder / f"{index}_{name}.png").write_bytes(png)
+            entry[f"{name}_png_base64"] = base64.b64encode(png).decode()
+        made.append(entry)
+    return made
