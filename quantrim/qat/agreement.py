@@ -1,7 +1,7 @@
 """Does the exported file make the same integer codes as the trained module?
 
-Two correct implementations disagree where a real value lies on the edge between two codes: floating sums
-depend on their order, and the bias of the file is rounded to int32. One such code changes what later layers
+Two correct implementations disagree where a real value lies on the edge between two codes, since floating
+sums depend on their order. One such code changes what later layers
 see, and a deep network spreads it. So each layer is compared by itself: the module is run with the file's
 own codes put in place of its own after every comparison.
 """
@@ -36,8 +36,8 @@ class Agreement:
     Attributes:
         codes: how many codes were compared.
         equal: how many are the same.
-        beyond_edge: how many differ though their real value is further than :data:`EDGE` steps, and half
-            a step of the int32 bias before it, from the edge between two codes; 0 when the file is right.
+        beyond_edge: how many differ though their real value is further than :data:`EDGE` steps from the
+            edge between two codes; 0 when the file is right.
         worst_tensor: tensor of the trace with the smallest share of equal codes, "" without any.
         worst_share: that share.
         output_difference: largest relative L2 distance of an output, given equal codes before it.
@@ -60,7 +60,6 @@ def agreement(
     qat: QAT,
     model: ir.Model,
     tensors: Mapping[str, str],
-    bias_steps: Mapping[str, float],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> Agreement:
@@ -70,7 +69,6 @@ def agreement(
         qat: the trained module.
         model: the quantized model.
         tensors: tensor of the file → tensor of the trace.
-        bias_steps: real value of one unit of the int32 bias, by call; largest channel.
         args: positional inputs of the module.
         kwargs: keyword inputs of the module.
     """
@@ -80,8 +78,7 @@ def agreement(
     feed = {port.name: value for port, value in zip(session.get_inputs(), values, strict=True)}
     names = [port.name for port in session.get_outputs()]
     found = dict(zip(names, session.run(names, feed), strict=True))
-    codes = {traced: found[name] for traced, name in real.items()}
-    forced = Force(qat.bank, codes, bias_slack(qat.bank, bias_steps))
+    forced = Force(qat.bank, {traced: found[name] for traced, name in real.items()})
     with qat.evaluating(forced):
         outputs, _ = torch.utils._pytree.tree_flatten(qat.module(*args, **kwargs))
     returned = [found[str(value.name)] for value in model.graph.outputs]
@@ -92,36 +89,17 @@ def agreement(
     return forced.result(max(distances, default=0.0))
 
 
-def bias_slack(bank: Bank, bias_steps: Mapping[str, float]) -> dict[str, float]:
-    """How far the rounding of biases may move each quantized tensor, in steps of its scale.
-
-    Between a layer and the next quantizers stand functions whose slope is about 1 at most.
-    """
-    graph, reads = bank.layout.graph, bank.layout.plan.reads
-    moved: dict[str, float] = {}
-    for node in graph.nodes:
-        arriving = sum(moved.get(name, 0.0) for name in node.inputs if (node.name, name) not in reads)
-        own = bias_steps.get(node.name, 0.0) / 2
-        moved.update(dict.fromkeys(node.outputs, arriving + own))
-    scales = {}
-    for tensor, group in bank.layout.groups.items():
-        scale = float(bank.quantizer(group).qparams()[0])  # type: ignore[operator]
-        scales[tensor] = moved.get(tensor, 0.0) / scale
-    return scales
-
-
 class Force(Simulate):
     """Visitor that compares each tensor's codes with given ones and goes on with those.
 
     Args:
         bank: the quantizers.
         codes: codes to compare with, by tensor of the trace.
-        slack: how far the file's integer biases may move a tensor, in its steps.
     """
 
-    def __init__(self, bank: Bank, codes: Mapping[str, np.ndarray], slack: Mapping[str, float]) -> None:
+    def __init__(self, bank: Bank, codes: Mapping[str, np.ndarray]) -> None:
         super().__init__(bank, observe=False)
-        self.codes, self.slack = codes, slack
+        self.codes = codes
         self.counts: dict[str, tuple[int, int, int]] = {}
 
     @override
@@ -147,7 +125,7 @@ class Force(Simulate):
         real = torch.div(x.float(), scale) + zero_point
         ours = torch.clamp(torch.round(real - zero_point) + zero_point, allowed.low, allowed.high)
         differs = ours != theirs
-        edge = (real - torch.floor(real) - 0.5).abs() <= EDGE + self.slack.get(tensor, 0.0)
+        edge = (real - torch.floor(real) - 0.5).abs() <= EDGE
         beyond = differs & ~(edge & ((ours - theirs).abs() == 1))
         self.counts[tensor] = (ours.numel(), int(differs.sum()), int(beyond.sum()))
         return ((theirs - zero_point) * scale).to(x.dtype)

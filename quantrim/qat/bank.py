@@ -21,12 +21,12 @@ from typing_extensions import override
 
 from quantrim.errors import ModelError
 from quantrim.qat.attention import multi_head_attention
+from quantrim.qat.bias import BiasRounding, replaced
 from quantrim.qat.config import QATConfig, fresh
 from quantrim.qat.layout import Layout, Read, Site, WeightUse, Write
 from quantrim.qat.ops import WEIGHTED_OPS, Function, canonical
 from quantrim.qat.quantizers import activation_quantizer
 from quantrim.qat.scope import Scope
-from quantrim.qat.trace import Slot
 from quantrim.qat.weights import weight_preprocess, weight_quantizer
 
 #: Name of the bank in the user's module, and prefix of its keys in the state_dict.
@@ -48,6 +48,10 @@ class Visitor:
     def weight(self, weight: Tensor, use: WeightUse, site: Site) -> Tensor:
         """A weight on its way into the call."""
         return weight
+
+    def bias(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], site: Site) -> Any:
+        """Arguments of a call at whose bias the file stores int32; they are returned, changed or not."""
+        return args, kwargs
 
     def write(self, x: Tensor, write: Write, site: Site) -> Tensor:
         """A result."""
@@ -210,12 +214,14 @@ def run_site(
     if instead is not None:
         return instead(args[0] if args else kwargs["input"])
     for read in site.reads:
-        args, kwargs = _replaced(args, kwargs, read.slot, partial(visitor.read, read=read, site=site))
+        args, kwargs = replaced(args, kwargs, read.slot, partial(visitor.read, read=read, site=site))
     if site.weight is not None:
-        args, kwargs = _replaced(args, kwargs, site.weight.source, partial(visitor.source, site=site))
+        args, kwargs = replaced(args, kwargs, site.weight.source, partial(visitor.source, site=site))
     if site.weight is not None and site.weight.slot:
         change = partial(visitor.weight, use=site.weight, site=site)
-        args, kwargs = _replaced(args, kwargs, site.weight.slot, change)
+        args, kwargs = replaced(args, kwargs, site.weight.slot, change)
+    if site.bias is not None:
+        args, kwargs = visitor.bias(function, args, kwargs, site)
     if site.out_of_place:
         function = OUT_OF_PLACE.get(function, function)
     output = function(*args, **kwargs)
@@ -229,23 +235,6 @@ def run_site(
     return output
 
 
-def _replaced(
-    args: tuple[Any, ...], kwargs: dict[str, Any], slot: Slot, change: Callable[[Tensor], Tensor]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments with the one at ``slot`` changed; nothing is changed in place."""
-    key, inner = slot[0], slot[1:]
-    value = args[key] if isinstance(key, int) else kwargs[key]
-    if inner:
-        items = list(value)
-        items[int(inner[0])] = change(items[int(inner[0])])
-        value = tuple(items) if isinstance(value, tuple) else items
-    else:
-        value = change(value)
-    if isinstance(key, int):
-        return (*args[:key], value, *args[key + 1 :]), kwargs
-    return args, {**kwargs, key: value}
-
-
 class Simulate(Visitor):
     """Fake quantization, for training and evaluation.
 
@@ -256,6 +245,7 @@ class Simulate(Visitor):
 
     def __init__(self, bank: Bank, observe: bool) -> None:
         self.bank, self.observe = bank, observe
+        self.rounding = BiasRounding()
 
     @override
     def read(self, x: Tensor, read: Read, site: Site) -> Tensor:
@@ -273,8 +263,21 @@ class Simulate(Visitor):
     def weight(self, weight: Tensor, use: WeightUse, site: Site) -> Tensor:
         if not self.bank.quantizing:
             return weight
-        quantizer: Tensor = self.bank.weights[key_of(use.key)](prepared_weight(self.bank, weight, use))
-        return quantizer
+        quantizer = self.bank.weights[key_of(use.key)]
+        prepared = prepared_weight(self.bank, weight, use)
+        if not self.bank.training and hasattr(quantizer, "scale"):
+            self.rounding.scales[site.name] = quantizer.scale(prepared)  # type: ignore[operator]
+        result: Tensor = quantizer(prepared)
+        return result
+
+    @override
+    def bias(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], site: Site) -> Any:
+        assert site.bias is not None
+        source = self.bank.quantizer(site.bias.group)
+        if self.bank.training or not self.bank.quantizing or not hasattr(source, "qparams"):
+            return args, kwargs
+        scale, _ = source.qparams()  # type: ignore[operator]
+        return self.rounding.arguments(function, args, kwargs, site, scale)
 
     @override
     def replaces(self, site: Site) -> Callable[[Tensor], Tensor] | None:

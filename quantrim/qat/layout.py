@@ -99,6 +99,23 @@ class WeightUse:
 
 
 @dataclass(frozen=True, slots=True)
+class BiasUse:
+    """A bias that the file stores as int32.
+
+    Attributes:
+        layer: call of the layer.
+        norm: call of the BatchNorm that belongs to it, where the sum of both biases is rounded; None without.
+        slot: way to the layer's own bias; () without one.
+        group: key of the quantizer of what the layer multiplies.
+    """
+
+    layer: str
+    norm: str | None
+    slot: Slot
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """What happens at one call.
 
@@ -106,6 +123,7 @@ class Site:
         name: the call.
         reads: arguments quantized at this call.
         weight: the weight, where it is quantized.
+        bias: the bias that this call adds, or a part of it.
         writes: results quantized at this call.
         is_relu: the call clips its argument to what the codes of its result hold anyway, so that the
             quantizer of the result may do its work.
@@ -115,6 +133,7 @@ class Site:
     name: str
     reads: tuple[Read, ...] = ()
     weight: WeightUse | None = None
+    bias: BiasUse | None = None
     writes: tuple[Write, ...] = ()
     is_relu: bool = False
     out_of_place: bool = False
@@ -126,7 +145,6 @@ class Layout:
 
     Attributes:
         sites: calls at which something is quantized.
-        groups: quantized tensor → key of its quantizer.
         codes: codes of each activation quantizer.
         members: how many tensors feed each activation quantizer.
         weights: one use of each weight quantizer.
@@ -138,7 +156,6 @@ class Layout:
     """
 
     sites: Mapping[str, Site]
-    groups: Mapping[str, str]
     codes: Mapping[str, Codes]
     members: Mapping[str, int]
     weights: Mapping[str, WeightUse]
@@ -178,7 +195,8 @@ def lay_out(
     for run in (*training, *traces):
         consumed.update(run.consumed)
     for run, plan in zip(traces, plans, strict=True):
-        for name, site in _sites(run, plan, groups, codes, members, consumed).items():
+        biases = _biases(run, plan, groups) if target.bias == "int32" else {}
+        for name, site in _sites(run, plan, groups, codes, members, consumed, biases).items():
             sites[name] = _union(sites[name], site) if name in sites else site
     uses = [site.weight for site in sites.values() if site.weight is not None and site.weight.slot]
     frames: dict[str, frozenset[str]] = {}
@@ -187,7 +205,6 @@ def lay_out(
             frames[path] = frames.get(path, frozenset()) | names
     return Layout(
         sites=sites,
-        groups={tensor: group for tensor, group in groups.items() if group in members.count},
         codes={group: codes[group] for group in members.count},
         members=members.count,
         weights={use.key: use for use in uses},
@@ -346,6 +363,7 @@ def _sites(
     codes: Mapping[str, Codes],
     members: Members,
     consumed: Mapping[str, str],
+    biases: Mapping[str, BiasUse],
 ) -> dict[str, Site]:
     graph = run.graph
     eager = {tensor for tensor in plan.groups if _is_eager(run, plan, tensor)}
@@ -369,12 +387,13 @@ def _sites(
                 write = Write(index, tensor, groups[tensor], member, keep, _may_reuse(run, tensor))
                 writes.setdefault(run.maker[tensor], []).append(write)
     weights = {name: _weight_use(run.calls[name], groups) for name in plan.weights}
-    names = dict.fromkeys((*reads, *writes, *weights, *filter(None, out_of_place)))
+    names = dict.fromkeys((*reads, *writes, *weights, *biases, *filter(None, out_of_place)))
     return {
         name: Site(
             name=name,
             reads=tuple(reads.get(name, ())),
             weight=weights.get(name),
+            bias=biases.get(name),
             writes=tuple(writes.get(name, ())),
             is_relu=_is_relu(run.calls[name], writes.get(name, ()), codes),
             out_of_place=name in out_of_place,
@@ -401,6 +420,21 @@ def _is_exact(node: Node, plan: Plan, groups: Mapping[str, str], tensor: str) ->
     sources = [name for name in node.inputs if (node.name, name) in plan.reads]
     same = all(groups[name] == groups[tensor] for name in sources)
     return moves and len(sources) == len(node.inputs) and same and "constant_operand" not in node.attributes
+
+
+def _biases(run: Trace, plan: Plan, groups: Mapping[str, str]) -> dict[str, BiasUse]:
+    """Biases that the file stores as int32, by the call at which they are rounded.
+
+    A matrix product over more than two dimensions adds its bias apart, in float.
+    """
+    found: dict[str, BiasUse] = {}
+    for name in plan.weights:
+        call = run.calls[name]
+        flat = call.op != "linear" or len(run.shapes[call.inputs[0][1]]) == 2
+        if flat and (call.bias is not None or call.norm is not None):
+            use = BiasUse(name, call.norm, call.bias_slot, groups[call.inputs[0][1]])
+            found |= dict.fromkeys(filter(None, (name, call.norm)), use)
+    return found
 
 
 def _adds_in_place(run: Trace, site: str) -> bool:
@@ -448,6 +482,7 @@ def _union(first: Site, second: Site) -> Site:
         first,
         reads=(*first.reads, *(read for read in second.reads if read.slot not in slots)),
         weight=first.weight or second.weight,
+        bias=first.bias or second.bias,
         writes=(*first.writes, *(write for write in second.writes if write.index not in indices)),
         is_relu=first.is_relu and second.is_relu,
     )

@@ -44,6 +44,7 @@ class Call:
         weight: constant operand of a linear op.
         weight_slot: way to it; () where no argument is the weight (a BatchNorm that is a convolution).
         bias: name of the constant bias.
+        bias_slot: way to it; () without one.
         norm: site of the BatchNorm that belongs to this linear op.
         inexact: folding that BatchNorm would tear the groups' common scales apart.
         attributes: see :class:`~quantrim.graph.view.Node`.
@@ -58,6 +59,7 @@ class Call:
     weight: Weight | None = None
     weight_slot: Slot = ()
     bias: str | None = None
+    bias_slot: Slot = ()
     norm: str | None = None
     inexact: bool = False
     attributes: Mapping[str, Any] = field(default_factory=dict)
@@ -234,6 +236,7 @@ class Tracer(TorchFunctionMode):
             weight=Weight(name, axis, tuple(weight.shape)),
             weight_slot=slot,
             bias=None if bias is None else self.constants.get(id(bias), f"{call.site}.bias"),
+            bias_slot=() if bias is None else ((2,) if len(args) > 2 else ("bias",)),
         )
 
     def _changed_in_place(self, output: Tensor) -> Tensor:

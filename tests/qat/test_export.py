@@ -190,7 +190,8 @@ def test_file_and_module_make_the_same_codes(name: str, target: str, tmp_path: P
     qat = QAT(module, IMAGE, target=target)
     result = qat.export(tmp_path / "net.onnx")
     assert result.agreement.beyond_edge == 0
-    assert result.agreement.share > 0.999
+    # a float bias, as TensorRT wants it, ONNX Runtime rounds by itself
+    assert result.agreement.share > (0.9995 if target == "tensorrt" else 0.9999)
     assert result.agreement.output_difference < 1e-4
     got = run(result.path, IMAGE.numpy())
     with torch.no_grad():
@@ -207,7 +208,7 @@ def test_torchvision_file_and_module_make_the_same_codes(name: str, tmp_path: Pa
     size = 64 if name != "swin_t" else 32
     result = QAT(module, torch.randn(2, 3, size, size)).export(tmp_path / "net.onnx")
     assert result.agreement.beyond_edge == 0
-    assert result.agreement.share > 0.999
+    assert result.agreement.share > 0.9999
     assert result.agreement.output_difference < 1e-4
 
 
