@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from quantrim.cli import bench, demo, doctor, evaluate, export, inspect, predict, ptq, train
+from quantrim.cli import bench, demo, doctor, evaluate, export, inspect, predict, ptq, report, train
 from quantrim.errors import QuantrimError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("export")(export.export)
 app.command("ptq")(ptq.ptq)
 app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
+app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 
 

@@ -23,5 +23,5 @@ def demo(
     console = console_for(json_target)
     result = run(save_dir, iterations=iters, images=images, say=console.print)
     show(console, result.quantized)
-    console.print(f"[bold]everything is in {save_dir}; the numbers are in {result.result}[/bold]")
+    console.print(f"[bold]everything is in {save_dir}; open {result.report}[/bold]")
     emit_json({"command": "demo", "accuracy": result.accuracy, **result.quantized.to_json()}, json_target)

@@ -13,7 +13,7 @@ from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape
 from quantrim.cli.output import JsonOption, console_for, emit_json
 
 if TYPE_CHECKING:
-    from quantrim.inspect import Inspection
+    from quantrim.inspection import Inspection
 
 
 def inspect(
@@ -28,7 +28,7 @@ def inspect(
     json_target: JsonOption = None,
 ) -> None:
     """Ask an engine which layers of MODEL run INT8; with --against, measure the error of each tensor."""
-    from quantrim.inspect import inspect as run
+    from quantrim.inspection import inspect as run
 
     console = console_for(json_target)
     result = run(

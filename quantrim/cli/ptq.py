@@ -16,7 +16,7 @@ from quantrim.errors import ConfigError
 
 if TYPE_CHECKING:
     from quantrim.calibrate import Preprocess
-    from quantrim.ptq import EngineResult, PtqResult
+    from quantrim.post_training import EngineResult, PtqResult
 
 
 def ptq(
@@ -52,7 +52,7 @@ def ptq(
     json_target: JsonOption = None,
 ) -> None:
     """Quantize MODEL to INT8 and ask the engines what became of it."""
-    from quantrim.ptq import ptq as run
+    from quantrim.post_training import ptq as run
 
     console = console_for(json_target)
     with _progress() as progress:

@@ -14,7 +14,7 @@ from quantrim.calibrate import IMAGENET, Preprocess, calibration_feeds
 from quantrim.engines import EngineName, LayerRun, open_session, require_engine
 from quantrim.engines.verdict import Agreement, Verdict, agreement, judge, sqnr_db
 from quantrim.graph import graph_from_onnx, normalize, random_feed, read_onnx
-from quantrim.ptq import input_ports
+from quantrim.post_training import input_ports
 from quantrim.runtime import reference_session, with_outputs
 
 

@@ -12,8 +12,8 @@ from quantrim.engines import open_session
 from quantrim.errors import ConfigError, ModelError, QuantrimError
 from quantrim.export.from_torch import export_onnx
 from quantrim.graph import read_onnx
-from quantrim.inspect import inspect
-from quantrim.ptq import ptq, ranges_path
+from quantrim.inspection import inspect
+from quantrim.post_training import ptq, ranges_path
 
 
 @pytest.fixture(scope="module")
