@@ -25,7 +25,7 @@ from quantrim.engines import open_session
 from quantrim.engines.verdict import Agreement, agreement
 from quantrim.files import write_json
 from quantrim.machine import describe_machine
-from quantrim.ptq import ptq
+from quantrim.post_training import ptq
 
 Maker = Callable[[Path, Path, np.ndarray], Path]
 

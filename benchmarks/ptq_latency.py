@@ -23,7 +23,7 @@ from quantrim.engines import open_session, random_inputs
 from quantrim.engines.bench import interleaved
 from quantrim.files import write_json
 from quantrim.machine import describe_machine
-from quantrim.ptq import ptq
+from quantrim.post_training import ptq
 
 Images = np.ndarray
 

@@ -14,8 +14,9 @@ import numpy as np
 from quantrim.calibrate.samples import Feed
 from quantrim.engines import open_session
 from quantrim.files import write_json
-from quantrim.inspect import inspect
-from quantrim.ptq import PtqResult, ptq
+from quantrim.inspection import inspect
+from quantrim.post_training import PtqResult, ptq
+from quantrim.report import write_report
 from quantrim.vision.config import load_config
 from quantrim.vision.data.datasets import VisionData
 from quantrim.vision.evaluate import classes_of, engine_predictor, evaluate, torch_predictor
@@ -35,14 +36,14 @@ class DemoResult:
     Attributes:
         fp32: FP32 file.
         int8: INT8 file.
-        result: JSON file with all results.
+        report: HTML page; ``result.json`` with its numbers stands beside it.
         accuracy: mIoU by what was measured: torch, and each engine in FP32 and INT8.
-        quantized: result of :func:`quantrim.ptq.ptq`.
+        quantized: result of :func:`quantrim.post_training.ptq`.
     """
 
     fp32: str
     int8: str
-    result: str
+    report: str
     accuracy: dict[str, float]
     quantized: PtqResult
 
@@ -91,10 +92,11 @@ def demo(
         ],
         "layers": checked.to_json()["layers"],
         "training": list(trained.history),
-        "samples": _samples(loaded.data, fp32, int8, folder / "predictions"),
+        "pictures": _pictures(loaded.data, fp32, int8, folder / "predictions"),
     }
     write_json(folder / "result.json", result)
-    return DemoResult(str(fp32), str(int8), str(folder / "result.json"), accuracy, quantized)
+    write_report(folder / "report.html", "BiSeNetV2 on generated fundus pictures", result)
+    return DemoResult(str(fp32), str(int8), str(folder / "report.html"), accuracy, quantized)
 
 
 def _feeds(config: Any, count: int) -> list[Feed]:
@@ -113,7 +115,7 @@ def _accuracy(data: VisionData, model: Any, fp32: Path, int8: Path, limit: int |
     return {name: float(value) for name, value in found.items()}  # type: ignore[arg-type]
 
 
-def _samples(data: VisionData, fp32: Path, int8: Path, folder: Path, count: int = 4) -> list[dict[str, str]]:
+def _pictures(data: VisionData, fp32: Path, int8: Path, folder: Path, count: int = 4) -> list[dict[str, str]]:
     """Pictures with the FP32 and INT8 predictions and the truth over them, as data for the report."""
     predictors = {name: engine_predictor(open_session(path)) for name, path in (("fp32", fp32), ("int8", int8))}
     made = []

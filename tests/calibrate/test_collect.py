@@ -6,7 +6,7 @@ from quantrim.errors import DataError
 from quantrim.graph import graph_from_onnx, normalize, random_feed, read_onnx
 from quantrim.graph.normalize import run_model
 from quantrim.placement import place
-from quantrim.ptq import input_ports
+from quantrim.post_training import input_ports
 from quantrim.runtime import with_outputs
 from quantrim.targets import PORTABLE
 
