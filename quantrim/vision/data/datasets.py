@@ -1,0 +1,297 @@
+"""Data sets: pictures with masks or labels, read one by one, reproducibly transformed."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from quantrim.errors import DataError
+from quantrim.vision.data.transforms import Sample, Step, Transform, apply
+
+Task = Literal["segmentation", "classification"]
+
+
+class Source(Protocol):
+    """Raw pictures: RGB uint8 (H, W, 3) with a mask uint8 (H, W) or an integer label."""
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | int]:
+        """Picture and truth."""
+        ...
+
+
+@dataclass(frozen=True)
+class VisionData:
+    """A source with its transforms.
+
+    Attributes:
+        source: raw pictures.
+        task: what the truth is.
+        num_classes: number of classes.
+        transforms: applied in order.
+        seed: random transforms depend on (seed, epoch, index) alone, so a resumed run sees the same
+            pictures whatever the number of workers.
+        ignore_index: label that doesn't count.
+        class_names: names for people.
+    """
+
+    source: Source
+    task: Task
+    num_classes: int
+    transforms: Sequence[Transform] = ()
+    seed: int = 0
+    ignore_index: int = 255
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image float32 (C, H, W) and label int64, () or (H, W), of ``index`` or ``(epoch, index)``."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        sample, label = self.sample(index, epoch)
+        image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1), np.float32))
+        if self.task == "classification":
+            return image, torch.tensor(int(label))
+        assert sample.mask is not None
+        return image, torch.from_numpy(sample.mask.astype(np.int64))
+
+    def sample(self, index: int, epoch: int = 0) -> tuple[Sample, np.ndarray | int]:
+        """Transformed sample, and the untouched truth."""
+        picture, truth = self.source[index]
+        mask = truth if isinstance(truth, np.ndarray) else None
+        generator = np.random.default_rng((self.seed, epoch, index))
+        return apply(self.transforms, Sample(picture.astype(np.float32), mask), generator), truth
+
+    def steps(self, index: int) -> tuple[Step, ...]:
+        """Geometric changes of a picture, for the way back."""
+        return self.sample(index)[0].steps
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """RGB uint8 (H, W, 3).
+
+    Raises:
+        DataError: the file can't be decoded.
+    """
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise DataError(f"{path}: can't be decoded as an image. Remove or replace it.")
+    return pixels[:, :, ::-1]
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Label picture uint8 (H, W); palette pictures give their indices, not their colours.
+
+    Raises:
+        DataError: the file can't be decoded.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            labels = np.asarray(image)
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"{path}: can't be decoded as a mask ({error}).") from error
+    return labels if labels.ndim == 2 else labels[:, :, 0]
+
+
+@dataclass(frozen=True)
+class ListedMasks:
+    """Pictures and masks named by a list file, ``image mask`` a line, relative to ``root``.
+
+    Raises:
+        DataError: the list or a listed file is missing, or a line has not two names.
+    """
+
+    root: Path
+    list_file: Path
+    separator: str | None = None
+    pairs: tuple[tuple[Path, Path], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        rows = _rows(self.list_file, 2, self.separator)
+        object.__setattr__(self, "pairs", tuple((self.root / a, self.root / b) for a, b in rows))
+        _require(self.list_file, [path for pair in self.pairs for path in pair])
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Picture and mask."""
+        image, mask = self.pairs[index]
+        picture, labels = read_image(image), read_mask(mask)
+        if picture.shape[:2] != labels.shape:
+            raise DataError(f"{mask}: mask is {labels.shape}, its picture {image} is {picture.shape[:2]}.")
+        return picture, labels
+
+
+@dataclass(frozen=True)
+class ListedLabels:
+    """Pictures and class numbers named by a list file, ``image label`` a line, as ImageNet's val_list.txt."""
+
+    root: Path
+    list_file: Path
+    rows: tuple[tuple[Path, int], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        rows = _rows(self.list_file, 2, None)
+        try:
+            object.__setattr__(self, "rows", tuple((self.root / name, int(label)) for name, label in rows))
+        except ValueError as error:
+            raise DataError(f"{self.list_file}: a label is no number ({error}).") from error
+        _require(self.list_file, [path for path, _ in self.rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """Picture and label."""
+        path, label = self.rows[index]
+        return read_image(path), label
+
+
+def _rows(path: Path, columns: int, separator: str | None) -> list[list[str]]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such list file.")
+    rows = [line.split(separator) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for number, row in enumerate(rows, 1):
+        if len(row) != columns:
+            raise DataError(f"{path}: line {number} has {len(row)} columns, not {columns}.")
+    if not rows:
+        raise DataError(f"{path}: the list is empty.")
+    return rows
+
+
+def _require(source: Path, paths: Sequence[Path]) -> None:
+    missing = next((path for path in paths if not path.is_file()), None)
+    if missing is not None:
+        raise DataError(f"{source}: listed file {missing} does not exist.")
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Pictures (N, H, W) or (N, H, W, 3) uint8 and labels (N,) that fit in memory."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """Picture (H, W, C) and label."""
+        image = self.images[index]
+        return image if image.ndim == 3 else image[:, :, None], int(self.labels[index])
+
+
+FASHION_MNIST = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+
+
+def fashion_mnist(root: str | Path, split: Literal["train", "val"]) -> Arrays:
+    """Fashion-MNIST from its idx.gz files (Debian package dataset-fashion-mnist puts them in /usr/share/datasets).
+
+    Args:
+        root: folder of the four files.
+        split: "train" (60,000) or "val" (10,000).
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    name = "train" if split == "train" else "t10k"
+    images = _idx(Path(root) / f"{name}-images-idx3-ubyte.gz")
+    return Arrays(images, _idx(Path(root) / f"{name}-labels-idx1-ubyte.gz"))
+
+
+def _idx(path: Path) -> np.ndarray:
+    """Array of an idx file: two zero bytes, type 8 (uint8), number of axes, sizes big-endian, values."""
+    try:
+        with gzip.open(path) as file:
+            data = file.read()
+    except OSError as error:
+        raise DataError(
+            f"{path}: can't be read ({error}). Install Debian's dataset-fashion-mnist or set the data set's root."
+        ) from error
+    axes = data[3]
+    shape = np.frombuffer(data, ">u4", axes, 4).astype(int)
+    values = np.frombuffer(data, np.uint8, offset=4 + 4 * axes)
+    if values.size != np.prod(shape):
+        raise DataError(f"{path}: holds {values.size} values, its head says {'x'.join(map(str, shape))}.")
+    return values.reshape(shape)
+
+
+def cifar10(root: str | Path, split: Literal["train", "val"]) -> Arrays:
+    """CIFAR-10 from its binary version (data_batch_1.bin ... test_batch.bin), which needs no pickle.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    names = [f"data_batch_{i}.bin" for i in range(1, 6)] if split == "train" else ["test_batch.bin"]
+    records = []
+    for name in names:
+        path = Path(root) / name
+        if not path.is_file():
+            raise DataError(f"{path}: no such file. Unpack cifar-10-binary.tar.gz into {root}.")
+        values = np.fromfile(path, np.uint8)
+        if values.size % 3073:
+            raise DataError(f"{path}: {values.size} bytes are no whole number of CIFAR-10 records; truncated?")
+        records.append(values.reshape(-1, 3073))
+    table = np.concatenate(records)
+    return Arrays(table[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), table[:, 0])
+
+
+class IterationSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) keys from a given iteration on: a resumed run goes on where it was.
+
+    Args:
+        length: size of the data set.
+        batch_size: samples of this process in a batch.
+        iterations: where to stop.
+        start: first iteration.
+        seed: of the shuffling.
+        rank: number of this process.
+        world: number of processes; together they see each sample once an epoch.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, iterations: int, *, start: int = 0, seed: int = 0, rank: int = 0,
+        world: int = 1,
+    ) -> None:  # fmt: skip
+        self.length, self.batch_size, self.iterations = length, batch_size, iterations
+        self.start, self.seed, self.rank, self.world = start, seed, rank, world
+        self.per_epoch = max(1, length // (batch_size * world))
+
+    def __len__(self) -> int:
+        return self.iterations - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order, known = np.empty(0, np.int64), -1
+        for iteration in range(self.start, self.iterations):
+            epoch, step = divmod(iteration, self.per_epoch)
+            if epoch != known:
+                order, known = np.random.default_rng((self.seed, epoch)).permutation(self.length), epoch
+            first = (step * self.world + self.rank) * self.batch_size
+            yield [(epoch, int(i)) for i in np.take(order, range(first, first + self.batch_size), mode="wrap")]
+
+
+def training_batches(
+    data: VisionData, batch_size: int, iterations: int, *, start: int = 0, seed: int = 0, workers: int = 0,
+    rank: int = 0, world: int = 1,
+) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
+    """Endless shuffled batches, cut to the iterations that are left."""
+    sampler = IterationSampler(
+        len(data), batch_size, iterations, start=start, seed=seed, rank=rank, world=world
+    )
+    own = torch.Generator().manual_seed(seed)  # else the loader draws from the generator that dropout uses
+    return DataLoader(data, batch_sampler=sampler, num_workers=workers, generator=own)  # type: ignore[arg-type]
