@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from quantrim.cli import bench, demo, doctor, evaluate, export, inspect, predict, ptq, report, train
+from quantrim.cli import bench, demo, doctor, evaluate, export, inspect, predict, ptq, qat, quant, report, train
 from quantrim.errors import QuantrimError
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("ptq")(ptq.ptq)
+app.command("qat")(qat.qat)
+app.command("quant")(quant.quant)
 app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
 app.command("report")(report.report)

@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from quantrim.errors import ModelError
 from quantrim.qat.attention import multi_head_attention
-from quantrim.qat.bias import BiasRounding, replaced
+from quantrim.qat.bias import BiasRounding, finer_factor, replaced
 from quantrim.qat.config import QATConfig, fresh
 from quantrim.qat.layout import Layout, Read, Site, WeightUse, Write
 from quantrim.qat.ops import WEIGHTED_OPS, Function, canonical
@@ -266,7 +266,8 @@ class Simulate(Visitor):
         quantizer = self.bank.weights[key_of(use.key)]
         prepared = prepared_weight(self.bank, weight, use)
         if not self.bank.training and hasattr(quantizer, "scale"):
-            self.rounding.scales[site.name] = quantizer.scale(prepared)  # type: ignore[operator]
+            finer = finer_factor(getattr(quantizer, "largest", 127))
+            self.rounding.scales[site.name] = quantizer.scale(prepared) / finer  # type: ignore[operator]
         result: Tensor = quantizer(prepared)
         return result
 

@@ -26,6 +26,14 @@ _UNIT = 1 / 127
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+def finer_factor(largest: int) -> int:
+    """Factor that widens narrow weight codes to the range of int8, and refines their scale alike.
+
+    The values stay the same, and the int32 bias, whose unit holds the weight's scale, gets finer.
+    """
+    return 127 // largest
+
+
 class BiasRounding:
     """What is known of the layers of one forward pass.
 

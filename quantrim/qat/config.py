@@ -12,6 +12,9 @@ from torch import nn
 from quantrim.errors import ConfigError, did_you_mean
 from quantrim.ranges import ESTIMATORS, Algo
 
+#: Width of activations that QDQ files hold; narrower ones exist in simulation only.
+EXPORTED_BITS = 8
+
 ActivationMethod = Literal["moving_average", "abs_max", "range_abs_max", "lsq", "pact"]
 WeightMethod = Literal["abs_max", "moving_average", "range_abs_max", "lsq"]
 Preprocess = Literal["pact"]

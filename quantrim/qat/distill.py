@@ -94,6 +94,10 @@ class Distiller:
         """
         with torch.no_grad():
             expected = self.teacher(*inputs)
+        return self.loss(outputs, expected)
+
+    def loss(self, outputs: Any, expected: Any) -> Tensor:
+        """Distillation loss of outputs that student and teacher have just returned for the same inputs."""
         settings = self.settings
         loss = settings.weight * distillation_loss(outputs, expected, settings.temperature)
         if settings.features:

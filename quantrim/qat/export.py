@@ -32,6 +32,8 @@ from quantrim.graph.from_onnx import CANONICAL
 from quantrim.placement import Plan, WeightQuantizer
 from quantrim.qat.agreement import Agreement, agreement
 from quantrim.qat.bank import Bank, Visitor, key_of, prepared_weight
+from quantrim.qat.bias import finer_factor
+from quantrim.qat.config import EXPORTED_BITS
 from quantrim.qat.layout import Read, Site, WeightUse, Write
 from quantrim.ranges import ActivationScale, widen_for_bias
 from quantrim.runtime import first_line
@@ -57,6 +59,7 @@ class ExportResult:
         plan: where quantizers stand in the file.
         agreement: comparison with the module, layer by layer, on the example.
         tensors: tensor of the file → tensor of the trace, for each quantized one.
+        float_model: the same graph in float, with the trained weights.
     """
 
     path: Path
@@ -64,6 +67,7 @@ class ExportResult:
     plan: Plan
     agreement: Agreement
     tensors: Mapping[str, str]
+    float_model: ir.Model = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +151,12 @@ class TakeWeights(Visitor):
             )
         scale: Tensor = quantizer.scale(prepared)  # type: ignore[operator]
         largest = getattr(quantizer, "largest", 127)
-        codes = torch.div(prepared, scale).round_().clamp_(-largest, largest)
+        finer = finer_factor(largest)
+        codes = torch.div(prepared, scale).round_().clamp_(-largest, largest) * finer
         self.weights[site.name] = TrainedWeight(
             raw=weight.detach().float().cpu().numpy().copy(),
             codes=codes.to(torch.int8).cpu().numpy(),
-            scales=scale.detach().float().cpu().numpy().reshape(-1),
+            scales=scale.detach().float().cpu().numpy().reshape(-1) / finer,
             axis=use.axis,
         )
         return weight
@@ -168,7 +173,7 @@ def export_int8(
     outputs: Sequence[str] | None,
 ) -> ExportResult:
     """See :meth:`quantrim.qat.QAT.export`."""
-    if qat.config.activation_bits != 8:
+    if qat.config.activation_bits != EXPORTED_BITS:
         raise ConfigError(
             f"activation_bits is {qat.config.activation_bits}; narrower activations exist in simulation only. "
             "Train with activation_bits=8 to export."
@@ -192,7 +197,8 @@ def export_int8(
     compared = agreement(qat, quantized, found.tensors, args, kwargs)
     _require_agreement(compared, path)
     save_model(quantized, path)
-    return ExportResult(Path(path), size_mb(path), plan, compared, found.tensors)
+    model.opset_imports.pop(DOMAIN, None)
+    return ExportResult(Path(path), size_mb(path), plan, compared, found.tensors, model)
 
 
 def _require_agreement(compared: Agreement, path: str | Path) -> None:

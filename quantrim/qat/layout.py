@@ -11,7 +11,7 @@ from torch import nn
 from quantrim.errors import ConfigError, ModelError, did_you_mean
 from quantrim.graph.view import Graph, Node
 from quantrim.placement import Plan, Selection, place
-from quantrim.qat.config import QATConfig
+from quantrim.qat.config import EXPORTED_BITS, QATConfig
 from quantrim.qat.ops import EXACT_OPS, WEIGHTED_OPS
 from quantrim.qat.quantizers import Codes, codes_for
 from quantrim.qat.trace import Call, Slot, Trace
@@ -195,7 +195,8 @@ def lay_out(
     for run in (*training, *traces):
         consumed.update(run.consumed)
     for run, plan in zip(traces, plans, strict=True):
-        biases = _biases(run, plan, groups) if target.bias == "int32" else {}
+        stored = target.bias == "int32" and config.activation_bits == EXPORTED_BITS
+        biases = _biases(run, plan, groups) if stored else {}
         for name, site in _sites(run, plan, groups, codes, members, consumed, biases).items():
             sites[name] = _union(sites[name], site) if name in sites else site
     uses = [site.weight for site in sites.values() if site.weight is not None and site.weight.slot]

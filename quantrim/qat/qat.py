@@ -50,9 +50,9 @@ class QAT:
         ConfigError: a skip glob matches nothing, or the settings contradict the target.
 
     Example:
-        >>> import torch, quantrim
+        >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
-        >>> qat = quantrim.qat.QAT(net, torch.randn(1, 3, 8, 8))
+        >>> qat = QAT(net, torch.randn(1, 3, 8, 8))
         >>> tuple(qat.module(torch.randn(2, 3, 8, 8)).shape)
         (2, 8, 6, 6)
     """

@@ -1,0 +1,191 @@
+"""``quantrim qat``: quantization-aware training from FP32 weights to a verified INT8 file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from quantrim.cli.options import ThreadsOption, parse_words
+from quantrim.cli.output import JsonOption, console_for, emit_json
+from quantrim.cli.train import ConfigOption, SetOption
+from quantrim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from quantrim.qat.config import QATConfig
+    from quantrim.qat.recipe import QatRun
+
+WeightsOption = Annotated[Path, typer.Option("--weights", help="FP32 weights to start from.")]
+SaveDirOption = Annotated[Path, typer.Option(help="Checkpoints, INT8 file, deploy.yaml, qat.json.")]
+
+
+def qat(
+    config: ConfigOption,
+    weights: WeightsOption,
+    save_dir: SaveDirOption = Path("output"),
+    method: Annotated[str, typer.Option(help="default, pact or lsq.")] = "default",
+    target: Annotated[str | None, typer.Option(help="portable, openvino, onnxruntime or tensorrt.")] = None,
+    quant_config: Annotated[Path | None, typer.Option(help="YAML file with PaddleSlim's settings.")] = None,
+    iters: Annotated[int | None, typer.Option(min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="A tenth of the configuration's.")] = None,
+    weight_bits: Annotated[int, typer.Option(min=2, max=8)] = 8,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration samples.")] = 100,
+    initial_range: Annotated[str, typer.Option(help="mse, kl, hist, avg, min_max, abs_max or emd.")] = "mse",
+    quantize: Annotated[str, typer.Option(help="all, backbone, or globs of modules to quantize.")] = "all",
+    skip: Annotated[list[str] | None, typer.Option(help="Glob on modules that stay float.")] = None,
+    distill: Annotated[bool, typer.Option("--distill", help="Learn from the FP32 model, too.")] = False,
+    distill_features: Annotated[str | None, typer.Option(help="Modules whose outputs are compared.")] = None,
+    freeze_ranges_at: Annotated[int | None, typer.Option(help="Iteration; three quarters by default.")] = None,
+    freeze_batch_norm_at: Annotated[int | None, typer.Option(help="Iteration; three quarters.")] = None,
+    warm_up: Annotated[int, typer.Option(min=0, help="Iterations before quantization starts.")] = 0,
+    resume: Annotated[Path | None, typer.Option(help="iter_N folder, or a save folder.")] = None,
+    save_interval: Annotated[int, typer.Option(min=1)] = 1000,
+    keep_checkpoint_max: Annotated[int, typer.Option()] = 5,
+    log_iters: Annotated[int, typer.Option(min=1)] = 10,
+    num_workers: Annotated[int, typer.Option(min=0)] = 0,
+    amp: Annotated[bool, typer.Option("--amp", help="bfloat16 autocast.")] = False,
+    ema_decay: Annotated[float | None, typer.Option(help="Average the weights, e.g. 0.999.")] = None,
+    output_op: Annotated[str, typer.Option(help="none, argmax or softmax behind the logits.")] = "none",
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: ThreadsOption = 1,
+    sets: SetOption = None,
+    json_target: JsonOption = None,
+) -> None:
+    """Train with quantization in the loop; export the best state as INT8 and verify it on the engines."""
+    from quantrim.qat.recipe import Recipe, train_quantized
+    from quantrim.vision.config import load_config
+    from quantrim.vision.runs import best_key
+    from quantrim.vision.train import TrainSettings
+
+    loaded = load_config(config, sets or ())
+    chosen, chosen_target = settings_of(
+        method,
+        quant_config,
+        weight_bits=weight_bits,
+        initial_range=initial_range,
+        warm_up=warm_up,
+        freeze_ranges_at=freeze_ranges_at,
+        freeze_batch_norm_at=freeze_batch_norm_at,
+        skip=(*(skip or ()), *kept_float(loaded, quantize)),
+    )
+    recipe = Recipe(
+        target=target or chosen_target,
+        config=chosen,
+        samples=samples,
+        learning_rate=learning_rate,
+        distillation=distillation(distill, distill_features),
+        output_op=checked_output_op(output_op),
+        threads=threads,
+    )
+    settings = TrainSettings(
+        iterations=loaded.iters if iters is None else iters,
+        batch_size=loaded.batch_size if batch_size is None else batch_size,
+        save_interval=save_interval,
+        keep_checkpoint_max=keep_checkpoint_max,
+        log_iters=log_iters,
+        num_workers=num_workers,
+        seed=seed,
+        amp=amp,
+        ema_decay=ema_decay,
+        best_key=best_key(loaded),
+        device=device,
+    )
+    run = train_quantized(loaded, weights, settings, save_dir, recipe, resume=resume)
+    show(console_for(json_target), run)
+    emit_json(run.to_json(), json_target)
+
+
+def settings_of(name: str, quant_config: Path | None, **changes: Any) -> tuple[QATConfig, str]:
+    """QAT settings and target from a method's name or a file of PaddleSlim's keys."""
+    from dataclasses import replace
+
+    from quantrim.qat.config import method
+    from quantrim.qat.seed_config import config_from_seed
+
+    if quant_config is None:
+        return method(name, **changes), "portable"
+    if name != "default":
+        raise ConfigError("--method and --quant-config both say how to quantize; give one of them.")
+    seed = config_from_seed(_yaml(quant_config))
+    del changes["weight_bits"]
+    changes["skip"] = (*seed.config.skip, *changes["skip"])
+    return replace(seed.config, **changes), seed.target
+
+
+def _yaml(path: Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: no readable YAML file ({str(error).splitlines()[0]}).") from error
+
+
+def kept_float(config: Any, quantize: str) -> tuple[str, ...]:
+    """Modules that stay float when only the backbone, or only some globs of top-level modules, are meant."""
+    import fnmatch
+
+    from quantrim.vision.runs import load
+
+    if quantize == "all":
+        return ()
+    globs = parse_words(quantize)
+    names = [name for name, _ in load(config, None).model.named_children()]
+    kept = [name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+    if not kept:
+        raise ConfigError(f"--quantize {quantize!r} matches none of the model's parts: {', '.join(names)}.")
+    return tuple(name for name in names if name not in kept)
+
+
+def distillation(wanted: bool, features: str | None) -> Any:
+    """Settings of distillation, or None."""
+    from quantrim.qat.distill import Distillation
+
+    if not wanted and features is None:
+        return None
+    return Distillation(features=tuple(parse_words(features)))
+
+
+def checked_output_op(word: str) -> Any:
+    """One of none, argmax, softmax."""
+    if word not in ("none", "argmax", "softmax"):
+        raise ConfigError(f"--output-op {word!r}; legal: none, argmax, softmax.")
+    return word
+
+
+def show(console: Console, run: QatRun) -> None:
+    """Headlines, then what training changed, then the file."""
+    for engine in run.engines:
+        console.print(f"[bold]{engine.headline}[/bold]")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("state")
+    table.add_column(run.metric, justify="right")
+    names = {
+        "fp32": "FP32",
+        "ptq": "INT8 before training",
+        "qat": f"INT8 best, iteration {run.best_iteration}",
+        "exported": "exported, simulated",
+        "engine": "exported, on the engine",
+    }
+    for key, title in names.items():
+        if key in run.metrics:
+            table.add_row(title, f"{run.metrics[key]:.4f}")
+    console.print(table)
+    if run.chosen == "ptq":
+        console.print("[yellow]Training did not help; the calibrated model was exported.[/yellow]")
+    sizes = run.size_mb
+    console.print(
+        f"{run.output}: {sizes['int8']:.2f} MB (FP32 {sizes['fp32']:.2f} MB), equal codes "
+        f"{run.equal_codes:.4%}, {run.seconds:.0f} s of training"
+    )
+    for engine in run.engines:
+        if engine.times.speedup < 1:
+            console.print(
+                f"[yellow]INT8 is slower than FP32 on {engine.verdict.engine} here "
+                f"({engine.times.speedup:.2f}x): deploy the FP32 model, or a larger one in INT8.[/yellow]"
+            )
