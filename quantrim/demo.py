@@ -76,7 +76,7 @@ def demo(
     fp32, int8 = folder / "bisenetv2.onnx", folder / "bisenetv2.int8.onnx"
     difference = export(loaded, fp32)
     say(f"2. exported to {fp32}; largest difference from torch {difference:.1e}")
-    calibration = _feeds(load_config(CONFIG, ["val_dataset.mode=train"]), 100)
+    calibration = _feeds(load_config(CONFIG, ["val_dataset.mode=train", "val_dataset.count=100"]), 100)
     quantized = ptq(fp32, calibration, int8)
     say(f"3. quantized to {int8} in {quantized.seconds:.1f} s")
     for engine in quantized.engines:

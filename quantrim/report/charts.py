@@ -29,18 +29,18 @@ def bars(rows: Sequence[tuple[str, float, str]], unit: str) -> Markup:
 
 def curve(points: Sequence[tuple[str, float]], unit: str) -> Markup:
     """One column for each named value; the name shows when the column is pointed at."""
-    width, height, base = 640.0, 170.0, 150.0
+    width, height, base, left = 640.0, 160.0, 150.0, 46.0
     top = max((value for _, value in points), default=1.0) or 1.0
-    step = width / max(1, len(points))
+    step = (width - left) / max(1, len(points))
     parts = [f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" class="chart">']
     for share in (0.0, 0.5, 1.0):
         y = base - 130 * share
-        parts.append(f'<line x1="0" x2="{width:.0f}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        parts.append(f'<text x="2" y="{y - 3:.1f}" class="tick">{top * share:.0f} {escape(unit)}</text>')
+        parts.append(f'<line x1="{left:.0f}" x2="{width:.0f}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        parts.append(f'<text x="2" y="{y + 4:.1f}" class="tick">{top * share:.0f} {escape(unit)}</text>')
     for index, (name, value) in enumerate(points):
         tall = 130 * max(value, 0.0) / top
         parts.append(
-            f'<rect x="{index * step + 0.1 * step:.2f}" y="{base - tall:.2f}" width="{0.8 * step:.2f}" '
+            f'<rect x="{left + (index + 0.1) * step:.2f}" y="{base - tall:.2f}" width="{0.8 * step:.2f}" '
             f'height="{tall:.2f}" class="int8"><title>{escape(name)}: {value:.1f} {escape(unit)}</title></rect>'
         )
     return Markup("".join(parts) + "</svg>")
