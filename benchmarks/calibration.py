@@ -127,9 +127,8 @@ def main() -> None:
         print(f"{name:30}{arguments.images:6} images{taken}", flush=True)
     if arguments.many:
         row = measure("quantrim kl", arguments.many)
-        print(
-            f"{'quantrim kl':30}{arguments.many:6} images{row['seconds']:8.2f} s {'':12}{row['grown_mb']:9.0f} MB"
-        )
+        taken = f"{row['seconds']:8.2f} s {'':12}{row['grown_mb']:9.0f} MB"
+        print(f"{'quantrim kl':30}{arguments.many:6} images{taken}")
 
 
 if __name__ == "__main__":
