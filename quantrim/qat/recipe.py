@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from quantrim.engines import EngineName, installed_engines, open_session
-from quantrim.export.from_torch import export_onnx
+from quantrim.errors import CheckpointError
 from quantrim.export.qdq import save_model
 from quantrim.files import size_mb, write_json
 from quantrim.graph import graph_from_onnx, read_onnx
@@ -82,7 +82,7 @@ class QatRun:
         chosen: which state was exported: "ptq" or "qat".
         best_iteration: iteration of the best state while training.
         equal_codes: share of equal integer codes of file and module.
-        size_mb: file sizes, "fp32" and "int8".
+        size_mb: size of the file, "int8", and of the same graph in float, "fp32".
         seconds: time of training.
         engines: verdicts.
     """
@@ -170,14 +170,12 @@ def train_quantized(
     if result.best_metric is not None:
         metrics["qat"] = result.best_metric
     chosen: Literal["ptq", "qat"] = "qat" if metrics.get("qat", float("-inf")) >= metrics["ptq"] else "ptq"
-    state = (
-        torch.load(result.best_weights, map_location="cpu", weights_only=True) if chosen == "qat" else before
-    )
+    state = _weights(result.best_weights) if chosen == "qat" else before
     qat.module.cpu()
     qat.load_state_dict(state)
     metrics["exported"] = metrics[chosen]
     exported = qat.export(save_dir / "model_int8.onnx", example, input_names=["image"])
-    engines = _ask(exported, loaded, recipe)
+    engines, float_mb = _ask(exported, loaded, recipe)
     if engines:
         session = open_session(exported.path, engines[0].verdict.engine)
         metrics["engine"] = float(evaluate(engine_predictor(session), loaded.data)[key])  # type: ignore[arg-type]
@@ -190,12 +188,24 @@ def train_quantized(
         chosen=chosen,
         best_iteration=result.best_iteration,
         equal_codes=exported.agreement.share,
-        size_mb={"fp32": _float_mb(teacher, example), "int8": size_mb(exported.path)},
+        size_mb={"fp32": float_mb, "int8": size_mb(exported.path)},
         seconds=result.seconds,
         engines=engines,
     )
     write_json(save_dir / "qat.json", run.to_json())
     return run
+
+
+def _weights(path: str) -> dict[str, Tensor]:
+    """Best weights of a run.
+
+    Raises:
+        CheckpointError: the file is gone, or stayed behind in another folder than the run was resumed in.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: the best weights are missing. Resume in the run's own save folder.")
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def _scheduled(config: QATConfig, iterations: int) -> QATConfig:
@@ -270,8 +280,8 @@ def quantized_optimizer(
     return optimizer, LambdaLR(optimizer, scheduler.lr_lambdas[0])
 
 
-def _ask(exported: ExportResult, loaded: Loaded, recipe: Recipe) -> tuple[EngineResult, ...]:
-    """Verdicts of the target's engines."""
+def _ask(exported: ExportResult, loaded: Loaded, recipe: Recipe) -> tuple[tuple[EngineResult, ...], float]:
+    """Verdicts of the target's engines, and the size of the float file that INT8 was raced against."""
     target = target_named(recipe.target)
     asked = recipe.engines
     if asked is None:
@@ -283,10 +293,11 @@ def _ask(exported: ExportResult, loaded: Loaded, recipe: Recipe) -> tuple[Engine
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "float.onnx"
         save_model(exported.float_model, path)
-        return tuple(
+        results = tuple(
             ask(engine, path, exported.path, graph, exported.plan.float_nodes, feeds, recipe.threads)
             for engine in asked
         )
+        return results, size_mb(path)
 
 
 def append_output_op(path: Path, output_op: OutputOp) -> None:
@@ -310,10 +321,3 @@ def append_output_op(path: Path, output_op: OutputOp) -> None:
     model.graph.append(node)
     model.graph.outputs[0] = node.outputs[0]
     save_model(model, path)
-
-
-def _float_mb(model: nn.Module, example: Tensor) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "float.onnx"
-        export_onnx(model, example, path, parity=False)
-        return size_mb(path)
