@@ -196,11 +196,13 @@ class Arrays:
         return image if image.ndim == 3 else image[:, :, None], int(self.labels[index])
 
 
-FASHION_MNIST = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+FASHION_MNIST = tuple(
+    ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
+)
 
 
 def fashion_mnist(root: str | Path, split: Literal["train", "val"]) -> Arrays:
-    """Fashion-MNIST from its idx.gz files (Debian package dataset-fashion-mnist puts them in /usr/share/datasets).
+    """Fashion-MNIST from its idx.gz files (Debian: dataset-fashion-mnist).
 
     Args:
         root: folder of the four files.
@@ -221,7 +223,7 @@ def _idx(path: Path) -> np.ndarray:
             data = file.read()
     except OSError as error:
         raise DataError(
-            f"{path}: can't be read ({error}). Install Debian's dataset-fashion-mnist or set the data set's root."
+            f"{path}: can't be read ({error}). Install Debian's dataset-fashion-mnist or set dataset_root."
         ) from error
     axes = data[3]
     shape = np.frombuffer(data, ">u4", axes, 4).astype(int)

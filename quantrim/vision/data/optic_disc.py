@@ -84,7 +84,9 @@ def _retina(generator: np.random.Generator, size: int) -> np.ndarray:
     """Orange-red ground with slow variation, float32 RGB in 0..1."""
     color = np.array([0.62, 0.28, 0.12]) * generator.uniform(0.75, 1.2) + generator.normal(0, 0.03, 3)
     slow = cv2.resize(generator.normal(0, 1, (6, 6)), (size, size), interpolation=cv2.INTER_CUBIC)
-    fine = cv2.resize(generator.normal(0, 1, (size // 8, size // 8)), (size, size), interpolation=cv2.INTER_LINEAR)
+    fine = cv2.resize(
+        generator.normal(0, 1, (size // 8, size // 8)), (size, size), interpolation=cv2.INTER_LINEAR
+    )
     texture = 1 + 0.05 * slow + 0.03 * fine
     return (texture[:, :, None] * color).astype(np.float32)
 
@@ -109,7 +111,14 @@ def _add_vessels(picture: np.ndarray, generator: np.random.Generator, disc: _Dis
     layer = np.zeros(picture.shape[:2], np.float32)
     for _ in range(int(generator.integers(7, 11))):
         angle = generator.uniform(0, 2 * np.pi)
-        _branch(layer, generator, np.array([disc.x, disc.y]), angle, len(picture) * generator.uniform(0.008, 0.016), 3)
+        _branch(
+            layer,
+            generator,
+            np.array([disc.x, disc.y]),
+            angle,
+            len(picture) * generator.uniform(0.008, 0.016),
+            3,
+        )
     layer = cv2.GaussianBlur(layer, (0, 0), 0.7)[:, :, None]
     dark = np.array([0.35, 0.08, 0.05], np.float32)
     return picture * (1 - 0.65 * layer) + 0.65 * layer * dark

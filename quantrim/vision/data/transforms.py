@@ -267,9 +267,7 @@ class RandomRotation:
         height, width = sample.image.shape[:2]
         angle = generator.uniform(-self.max_rotation, self.max_rotation)
         matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1.0)
-        image = cv2.warpAffine(
-            sample.image, matrix, (width, height), borderValue=tuple(self.im_padding_value)
-        )
+        image = cv2.warpAffine(sample.image, matrix, (width, height), borderValue=tuple(self.im_padding_value))
         mask = sample.mask
         if mask is not None:
             mask = cv2.warpAffine(
@@ -351,7 +349,9 @@ def transform_named(spec: dict[str, object]) -> Transform:
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in spec.items() if key != "type"}
     kind = TRANSFORMS.get(str(spec.get("type")))
     if kind is None:
-        raise ConfigError(f"unknown transform {spec.get('type')!r}{did_you_mean(str(spec.get('type')), TRANSFORMS)}")
+        raise ConfigError(
+            f"unknown transform {spec.get('type')!r}{did_you_mean(str(spec.get('type')), TRANSFORMS)}"
+        )
     fields = kind.__dataclass_fields__
     for key in arguments:
         if key not in fields:
