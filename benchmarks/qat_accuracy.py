@@ -81,7 +81,7 @@ def optic_disc(split: str, size: int = 128) -> tuple[Tensor, Tensor]:
 
 def mobilenet_v2() -> nn.Module:
     net = torchvision.models.mobilenet_v2(weights=None, num_classes=10, width_mult=0.5)
-    net.features[0][0] = nn.Conv2d(1, 16, 3, 1, 1, bias=False)  # 28x28 grey pictures
+    net.features[0][0] = nn.Conv2d(1, 16, 3, 2, 1, bias=False)  # grey pictures
     return net
 
 

@@ -3,13 +3,15 @@
     python benchmarks/qat_cost.py [--nets resnet50,bisenetv2] [--batch 8] [--size 128] [--json FILE]
 
 Steps of all variants take turns, so that a noisy machine is noisy for everybody; the median counts. Peak
-memory is that of a process of its own that makes two steps, less what it holds before the first. torchao
+memory is that of a process of its own that makes two steps, network and optimizer included. torchao
 and Brevitas are measured where they can be imported (PYTHONPATH) and can take the network.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import importlib.util
 import json
 import resource
@@ -159,8 +161,10 @@ def peak_mb(name: str, variant: str, batch: int, size: int) -> float:
 
 
 def print_peak(name: str, variant: str, batch: int, size: int) -> None:
-    step = step_of(name, variant, batch, size)
     idle = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    step = step_of(name, variant, batch, size)
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what tracing has left
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     step()
     step()
