@@ -1,27 +1,22 @@
 """From a trained module to the INT8 file that computes the same.
 
-torch exports the module in float, with a mark (an identity of our own domain) where each quantizer stands
-and before each layer with a quantized weight. The graph is normalised as for PTQ, which folds BatchNorm
-and keeps the marks; then the marks are read off and taken out, and what they said becomes the plan for the
-writer. A weight's codes are those of the training; the factor that folding has put on each of its channels
-goes to the scale, and its sign to the codes.
+torch exports the module in float, with marks (:mod:`quantrim.qat.marks`). The graph is normalised as for PTQ,
+which folds BatchNorm and keeps the marks; what they say becomes the plan for the writer. A weight's codes are
+those of the training; the factor that folding has put on each of its channels goes to the scale, and its sign
+to the codes.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxscript
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from quantrim.errors import ConfigError, ModelError
@@ -34,19 +29,26 @@ from quantrim.qat.agreement import Agreement, agreement
 from quantrim.qat.bank import Bank, Visitor, key_of, prepared_weight
 from quantrim.qat.bias import finer_factor
 from quantrim.qat.config import EXPORTED_BITS
-from quantrim.qat.layout import Read, Site, WeightUse, Write
+from quantrim.qat.layout import Site, WeightUse
+from quantrim.qat.marks import (
+    DOMAIN,
+    Mark,
+    Marks,
+    marked_model,
+    marks_before_padding,
+    multiplied,
+    numbered,
+    read_marks,
+)
 from quantrim.ranges import ActivationScale, widen_for_bias
-from quantrim.runtime import first_line
 
 if TYPE_CHECKING:
     from quantrim.qat.qat import QAT
 
-DOMAIN = "quantrim"
 #: Largest relative L2 distance of a float output, given equal codes before it.
 OUTPUT_TOLERANCE = 1e-3
 #: Largest residual of "exported weight = factor of the channel * trained weight".
 _FOLD_TOLERANCE = 1e-4
-_LINEAR_NODES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,52 +87,6 @@ class TrainedWeight:
     codes: np.ndarray
     scales: np.ndarray
     axis: int
-
-
-@torch.library.custom_op(f"{DOMAIN}::mark", mutates_args=())
-def mark(x: Tensor, key: str) -> Tensor:
-    """Identity that survives export; ``key`` says what stands here."""
-    return x.clone()
-
-
-@mark.register_fake
-def _(x: Tensor, key: str) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _mark_op() -> onnxscript.values.Op:
-    schema = onnx.defs.OpSchema(
-        "Mark",
-        DOMAIN,
-        1,
-        type_constraints=[("T", ["tensor(float)"], "")],
-        inputs=[onnx.defs.OpSchema.FormalParameter("x", "T")],
-        outputs=[onnx.defs.OpSchema.FormalParameter("y", "T")],
-        attributes=[onnx.defs.OpSchema.Attribute("key", onnx.defs.OpSchema.AttrType.STRING, "", required=True)],
-    )
-    return onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), "Mark", schema)
-
-
-class Mark(Visitor):
-    """Visitor that leaves the module in float and marks where quantizers stand."""
-
-    @override
-    def read(self, x: Tensor, read: Read, site: Site) -> Tensor:
-        return mark(x, _key("tensor", read.group, read.tensor))
-
-    @override
-    def write(self, x: Tensor, write: Write, site: Site) -> Tensor:
-        return mark(x, _key("tensor", write.group, write.tensor))
-
-    @override
-    def source(self, x: Tensor, site: Site) -> Tensor:
-        assert site.weight is not None
-        return mark(x, _key("site", site.weight.group, site.name))
-
-
-def _key(kind: Literal["tensor", "site"], group: str, name: str) -> str:
-    """What a mark says: where it stands, the quantizer of the tensor, and the tensor's or call's name."""
-    return "\n".join((kind, group, name))
 
 
 class TakeWeights(Visitor):
@@ -182,10 +138,10 @@ def export_int8(
     taken = TakeWeights(qat.bank)
     with qat.evaluating(taken):
         count = len(_flatten(qat.module(*args, **kwargs)))
-    names = outputs or [_numbered("output", index) for index in range(count)]
+    names = outputs or [numbered("output", index) for index in range(count)]
     with qat.evaluating(Mark()):
-        marked = _exported(qat.module, args, kwargs, dynamic_batch, opset, inputs, names)
-    model = normalize(_before_padding(marked))
+        marked = marked_model(qat.module, args, kwargs, dynamic_batch, opset, inputs, names)
+    model = normalize(marks_before_padding(marked))
     found = read_marks(model)
     scales = activation_scales(qat, found)
     weights = {
@@ -214,182 +170,9 @@ def _require_agreement(compared: Agreement, path: str | Path) -> None:
         )
 
 
-def _exported(
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    dynamic_batch: bool,
-    opset: int,
-    inputs: Sequence[str] | None,
-    outputs: Sequence[str],
-) -> ir.Model:
-    """Float ONNX model with marks."""
-    mark_op = _mark_op()
-    wrapped = _Wrapped(module, list(kwargs)).eval()
-    values = tuple(v.detach().cpu() if isinstance(v, Tensor) else v for v in (*args, *kwargs.values()))
-    batch = torch.export.Dim("batch") if dynamic_batch else None
-    if dynamic_batch:  # a batch of one would be taken for a constant
-        values = tuple(torch.cat([v, v]) if isinstance(v, Tensor) and len(v) == 1 else v for v in values)
-    try:
-        with warnings.catch_warnings(), _on_cpu(module):
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                wrapped,
-                values,
-                dynamo=True,
-                dynamic_shapes=(tuple({0: batch} for _ in values),) if dynamic_batch else None,
-                opset_version=opset,
-                input_names=list(inputs or [_numbered("input", i) for i in range(len(values))]),
-                output_names=list(outputs),
-                custom_translation_table={torch.ops.quantrim.mark.default: lambda x, key: mark_op(x, key=key)},
-                verbose=False,
-            )
-    except Exception as error:  # torch.export raises a dozen types
-        raise ModelError(
-            f"{type(module).__name__} can't be exported to ONNX: {_deepest(error)} Control flow that depends "
-            "on tensor values must become torch.cond or torch.where, or be moved out of the module."
-        ) from error
-    assert program is not None
-    return program.model
-
-
-class _Wrapped(nn.Module):
-    """Calls the module through ``__call__``, so that its hooks run, with all arguments by position."""
-
-    def __init__(self, module: nn.Module, keywords: Sequence[str]) -> None:
-        super().__init__()
-        self.module, self.keywords = module, keywords
-
-    def forward(self, *values: Any) -> Any:
-        count = len(values) - len(self.keywords)
-        return self.module(*values[:count], **dict(zip(self.keywords, values[count:], strict=True)))
-
-
-@contextmanager
-def _on_cpu(module: nn.Module) -> Iterator[None]:
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    module.cpu()
-    try:
-        yield
-    finally:
-        module.to(device)
-
-
-def _numbered(name: str, index: int) -> str:
-    return name if index == 0 else f"{name}_{index}"
-
-
-def _deepest(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = first_line(error)
-    return text if text.endswith(".") else text + "."
-
-
 def _flatten(outputs: Any) -> list[Tensor]:
     leaves, _ = torch.utils._pytree.tree_flatten(outputs)
     return [leaf.detach().cpu() for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _before_padding(model: ir.Model) -> ir.Model:
-    """Move marks that stand behind a zero padding before it, so that normalising fuses the padding."""
-    for node in list(model.graph):
-        source = node.inputs[0].producer() if _is_mark(node) and node.inputs[0] is not None else None
-        if source is None or source.op_type != "Pad" or len(list(source.outputs[0].uses())) != 1:
-            continue
-        ir.convenience.replace_all_uses_with(node.outputs[0], source.outputs[0])
-        node.replace_input_with(0, source.inputs[0])
-        source.replace_input_with(0, node.outputs[0])
-        node.outputs[0].shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    model.graph.sort()
-    return model
-
-
-def _is_mark(node: ir.Node) -> bool:
-    return node.domain == DOMAIN and node.op_type == "Mark"
-
-
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """What the marks of a model said.
-
-    Attributes:
-        groups: quantized tensor of the file → key of its quantizer.
-        tensors: quantized tensor of the file → tensor of the trace.
-        reads: (node, tensor) pairs that read a quantized tensor.
-        outputs: outputs of the file that are returned quantized.
-        sites: call → node of the file.
-    """
-
-    groups: dict[str, str] = field(default_factory=dict)
-    tensors: dict[str, str] = field(default_factory=dict)
-    reads: set[tuple[str, str]] = field(default_factory=set)
-    outputs: set[str] = field(default_factory=set)
-    sites: dict[str, str] = field(default_factory=dict)
-
-
-def read_marks(model: ir.Model) -> Marks:
-    """Read the marks of a normalised model off and take them out of it."""
-    found = Marks()
-    marks = [node for node in model.graph if _is_mark(node)]
-    keyed = [(node, node.attributes["key"].as_string().split("\n")) for node in marks]
-    layers: dict[str, str] = {}
-    for node, (kind, group, name) in keyed:
-        if kind == "site":
-            found.sites[name] = _linear_reader(node, name)
-            layers[found.sites[name]] = group
-            _drop(model, node)
-    for node, (kind, group, name) in keyed:
-        if kind == "tensor":
-            _read_tensor_mark(model, node, group, name, found)
-    for node in model.graph:
-        if str(node.name) in layers:  # where codes were only moved, no mark stands before the layer
-            found.groups.setdefault(str(_source(node).name), layers[str(node.name)])
-    return found
-
-
-def _linear_reader(node: ir.Node, site: str) -> str:
-    """Name of the layer behind a mark; a padding that could not be fused may stand between."""
-    readers = [reader for reader, _ in node.outputs[0].uses()]
-    while len(readers) == 1 and readers[0].op_type in ("Pad", "Mark"):
-        readers = [reader for reader, _ in readers[0].outputs[0].uses()]
-    layers = [reader for reader in readers if reader.op_type in _LINEAR_NODES]
-    if len(layers) != 1:
-        kinds = ", ".join(reader.op_type for reader in readers) or "nothing"
-        raise ModelError(
-            f"layer {site!r} became {kinds} in the exported graph, which quantrim can't follow. "
-            f"Keep it in float: skip={site!r}."
-        )
-    return str(layers[0].name)
-
-
-def _read_tensor_mark(model: ir.Model, node: ir.Node, group: str, tensor: str, found: Marks) -> None:
-    value, marked = node.inputs[0], node.outputs[0]
-    assert value is not None
-    readers = [str(reader.name) for reader, _ in marked.uses() if not _is_mark(reader)]
-    returned = marked.is_graph_output()
-    _drop(model, node)
-    name = str(value.name)
-    found.groups.setdefault(name, group)
-    found.tensors.setdefault(name, tensor)
-    found.reads.update((reader, name) for reader in readers)
-    if returned:
-        found.outputs.add(name)
-
-
-def _drop(model: ir.Model, node: ir.Node) -> None:
-    """Let the readers of a mark read what it reads; an output of the graph keeps its name."""
-    value, marked = node.inputs[0], node.outputs[0]
-    assert value is not None
-    if marked.is_graph_output():
-        name = marked.name
-        for position, output in enumerate(model.graph.outputs):
-            if output is marked:
-                model.graph.outputs[position] = value
-        marked.name = f"{name}_marked"
-        value.name, value.shape, value.type = name, marked.shape, marked.type
-    ir.convenience.replace_all_uses_with(marked, value)
-    model.graph.remove(node, safe=True)
 
 
 def activation_scales(qat: QAT, found: Marks) -> dict[str, ActivationScale]:
@@ -442,7 +225,7 @@ def folded_weight(
     signed = codes * np.where(factors < 0, -1, 1).astype(np.int8)[:, None]
     signed[factors == 0] = 0
     bias = _constant(node, 2)
-    source = scales[str(_source(node).name)].scale
+    source = scales[str(multiplied(node).name)].scale
     wide = widen_for_bias(folded, source, bias)
     coarse = wide > folded * (1 + 1e-5)
     signed[coarse] = np.rint(signed[coarse] * (folded / wide)[coarse, None])
@@ -483,13 +266,6 @@ def _constant(node: ir.Node, position: int) -> np.ndarray | None:
     return value.const_value.numpy()
 
 
-def _source(node: ir.Node) -> ir.Value:
-    """Quantized tensor that a layer multiplies, before a padding."""
-    value = node.inputs[0]
-    assert value is not None
-    return value
-
-
 def _plan(qat: QAT, model: ir.Model, found: Marks) -> Plan:
     nodes = {str(node.name): node for node in model.graph}
     leaders: dict[str, str] = {}
@@ -499,7 +275,7 @@ def _plan(qat: QAT, model: ir.Model, found: Marks) -> Plan:
     for name in found.sites.values():
         node = nodes[name]
         constant, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
-        source = str(_source(node).name)
+        source = str(multiplied(node).name)
         assert constant is not None
         weights[name] = WeightQuantizer(name, str(constant.name), 0, str(bias.name) if bias else None, source)
     runs = qat.target.runs_int8

@@ -13,25 +13,10 @@ from quantrim.graph.view import Graph, Node
 from quantrim.placement import Plan, Selection, place
 from quantrim.qat.config import EXPORTED_BITS, QATConfig
 from quantrim.qat.ops import EXACT_OPS, WEIGHTED_OPS
-from quantrim.qat.quantizers import Codes, codes_for
+from quantrim.qat.quantizers import Codes
+from quantrim.qat.signs import group_codes, sign_facts
 from quantrim.qat.trace import Call, Slot, Trace
 from quantrim.targets import Target
-
-#: Ops whose result is never negative, whatever they read.
-_NON_NEGATIVE = frozenset({"relu", "sigmoid", "hard_sigmoid", "softmax"})
-#: Ops whose result is never negative if nothing they read is.
-_SIGN_KEEPING = EXACT_OPS | {
-    "add",
-    "concat",
-    "mul",
-    "avg_pool",
-    "global_avg_pool",
-    "resize",
-    "pad",
-    "relu",
-    "clip",
-}
-
 
 #: Ops whose gradients don't need their results.
 _FORGETFUL = frozenset({"conv", "conv_transpose", "linear", "batch_norm", "add", "concat", "avg_pool"})
@@ -187,8 +172,8 @@ def lay_out(
     for run in (*traces[1:], *training):
         _check_same_order(traces[0], run)
     groups = _merged_groups(traces, plans)
-    signs = [_sign_facts(t.graph) for t in traces]
-    codes = _codes(groups, signs, plans[0].activation, config)
+    signs = [sign_facts(t.graph) for t in traces]
+    codes = group_codes(groups, signs, plans[0].activation, config)
     sites: dict[str, Site] = {}
     members = Members()
     consumed: dict[str, str] = {}
@@ -306,55 +291,6 @@ class Members:
             self.count[group] = self.count.get(group, 0) + 1
         number, first = self._taken[tensor]
         return number if first == place else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Sign:
-    non_negative: bool
-    cap: float | None
-
-
-def _sign_facts(graph: Graph) -> dict[str, _Sign]:
-    """What is known of the sign and size of each tensor from the ops alone."""
-    facts = dict.fromkeys(graph.inputs, _Sign(False, None))
-    for node in graph.nodes:
-        sources = [facts.get(name, _Sign(False, None)) for name in node.inputs]
-        fact = _sign(node, sources)
-        facts.update(dict.fromkeys(node.outputs, fact))
-    return facts
-
-
-def _sign(node: Node, sources: Sequence[_Sign]) -> _Sign:
-    inherited = bool(sources) and all(fact.non_negative for fact in sources)
-    cap = None
-    if node.op in EXACT_OPS | {"concat", "avg_pool", "global_avg_pool", "relu"}:
-        caps = [fact.cap for fact in sources]
-        cap = None if None in caps or not caps else max(c for c in caps if c is not None)
-    if node.op == "clip":
-        low, high = node.attributes.get("low"), node.attributes.get("high")
-        return _Sign((low is not None and low >= 0) or inherited, high)
-    if node.op in _NON_NEGATIVE:
-        return _Sign(True, 1.0 if node.op != "relu" else cap)
-    constant = node.attributes.get("constant_operand", False)
-    bicubic = node.attributes.get("mode") == "bicubic"  # overshoots
-    keeps = node.op in _SIGN_KEEPING and not constant and not bicubic
-    return _Sign(keeps and inherited, cap if keeps and inherited else None)
-
-
-def _codes(
-    groups: Mapping[str, str], signs: Sequence[Mapping[str, _Sign]], activation: str, config: QATConfig
-) -> dict[str, Codes]:
-    members: dict[str, list[_Sign]] = {}
-    for tensor, group in groups.items():
-        members.setdefault(group, []).extend(facts[tensor] for facts in signs if tensor in facts)
-    codes = {}
-    for group, facts in members.items():
-        non_negative = all(fact.non_negative for fact in facts)
-        caps = [fact.cap for fact in facts]
-        cap = max(c for c in caps if c is not None) if non_negative and None not in caps else None
-        kind = "u8" if activation == "u8" else "s8"
-        codes[group] = codes_for(kind, config.activation_bits, non_negative, cap)  # type: ignore[arg-type]
-    return codes
 
 
 def _sites(

@@ -78,6 +78,12 @@ class QAT:
         examples = [self.example, *map(call_arguments, more_examples)]
         evaluated, trained = _traces(self.module, examples)
         layout = lay_out(self.module, evaluated, trained, self.target, self.config)
+        if not layout.plan.weights:
+            reasons = "; ".join(sorted(set(layout.plan.float_nodes.values())))
+            raise ModelError(
+                f"no layer of {type(module).__name__} can be quantized for {self.target.name!r}: "
+                f"{reasons or 'it has no convolution or linear layer'}."
+            )
         self.bank = Bank(self.module, layout, self.config)
         device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
         self.module.add_module(BANK_NAME, self.bank.to(device))

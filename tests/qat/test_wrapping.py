@@ -366,6 +366,13 @@ def test_a_skip_glob_that_matches_nothing_suggests_a_module():
         QAT(net(), EXAMPLE, config=QATConfig(skip=("blok",)))
 
 
+def test_a_model_without_layers_to_quantize_is_an_error():
+    with pytest.raises(ModelError, match="no convolution or linear layer"):
+        QAT(nn.ReLU(), EXAMPLE)
+    with pytest.raises(ModelError, match="skipped by"):
+        QAT(nn.Sequential(nn.Conv2d(3, 4, 3)), EXAMPLE, config=QATConfig(skip=("0",)))
+
+
 def test_schedules_switch_quantization_observers_and_batch_norm():
     config = QATConfig(warm_up=1, freeze_ranges_at=2, freeze_batch_norm_at=3)
     qat = QAT(net(), EXAMPLE, config=config)

@@ -1,0 +1,90 @@
+"""What the ops alone tell of the sign and size of a tensor, and so of the codes it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from quantrim.graph.view import Graph, Node
+from quantrim.qat.config import QATConfig
+from quantrim.qat.ops import EXACT_OPS
+from quantrim.qat.quantizers import Codes, codes_for
+
+#: Ops whose result is never negative, whatever they read.
+_NON_NEGATIVE = frozenset({"relu", "sigmoid", "hard_sigmoid", "softmax"})
+#: Ops whose result is never negative if nothing they read is.
+_SIGN_KEEPING = EXACT_OPS | {
+    "add",
+    "concat",
+    "mul",
+    "avg_pool",
+    "global_avg_pool",
+    "resize",
+    "pad",
+    "relu",
+    "clip",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """What is known of a tensor.
+
+    Attributes:
+        non_negative: no value is below zero.
+        cap: largest value that can occur, None when unknown.
+    """
+
+    non_negative: bool
+    cap: float | None
+
+
+def sign_facts(graph: Graph) -> dict[str, Sign]:
+    """What is known of the sign and size of each tensor from the ops alone."""
+    facts = dict.fromkeys(graph.inputs, Sign(False, None))
+    for node in graph.nodes:
+        sources = [facts.get(name, Sign(False, None)) for name in node.inputs]
+        fact = _sign(node, sources)
+        facts.update(dict.fromkeys(node.outputs, fact))
+    return facts
+
+
+def _sign(node: Node, sources: Sequence[Sign]) -> Sign:
+    inherited = bool(sources) and all(fact.non_negative for fact in sources)
+    cap = None
+    if node.op in EXACT_OPS | {"concat", "avg_pool", "global_avg_pool", "relu"}:
+        caps = [fact.cap for fact in sources]
+        cap = None if None in caps or not caps else max(c for c in caps if c is not None)
+    if node.op == "clip":
+        low, high = node.attributes.get("low"), node.attributes.get("high")
+        return Sign((low is not None and low >= 0) or inherited, high)
+    if node.op in _NON_NEGATIVE:
+        return Sign(True, 1.0 if node.op != "relu" else cap)
+    constant = node.attributes.get("constant_operand", False)
+    bicubic = node.attributes.get("mode") == "bicubic"  # overshoots
+    keeps = node.op in _SIGN_KEEPING and not constant and not bicubic
+    return Sign(keeps and inherited, cap if keeps and inherited else None)
+
+
+def group_codes(
+    groups: Mapping[str, str], signs: Sequence[Mapping[str, Sign]], activation: str, config: QATConfig
+) -> dict[str, Codes]:
+    """Codes of each group: unsigned from zero where no member is ever negative.
+
+    Args:
+        groups: quantized tensor → group.
+        signs: facts of each run.
+        activation: "u8" or "s8".
+        config: gives the width.
+    """
+    members: dict[str, list[Sign]] = {}
+    for tensor, group in groups.items():
+        members.setdefault(group, []).extend(facts[tensor] for facts in signs if tensor in facts)
+    codes = {}
+    for group, facts in members.items():
+        non_negative = all(fact.non_negative for fact in facts)
+        caps = [fact.cap for fact in facts]
+        cap = max(c for c in caps if c is not None) if non_negative and None not in caps else None
+        kind = "u8" if activation == "u8" else "s8"
+        codes[group] = codes_for(kind, config.activation_bits, non_negative, cap)  # type: ignore[arg-type]
+    return codes
