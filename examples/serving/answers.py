@@ -1,0 +1,55 @@
+"""Scores of a model as what a client gets: named classes, shares of the area, or a mask."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from examples.serving.artefact import Artefact
+from quantrim.vision.data.transforms import Sample
+from quantrim.vision.evaluate import classes_of
+from quantrim.vision.runs import PALETTE
+
+
+def top_classes(artefact: Artefact, scores: np.ndarray, count: int = 5) -> list[dict[str, Any]]:
+    """The most probable classes, best first.
+
+    Args:
+        artefact: says what the scores are.
+        scores: float32 (classes,), or the class itself where the file ends with arg max.
+        count: how many.
+    """
+    if artefact.output == "argmax":
+        return [{"class": artefact.name_of(int(scores)), "index": int(scores)}]
+    shares = scores if artefact.output == "softmax" else _softmax(scores)
+    best = np.argsort(-shares, kind="stable")[:count]
+    return [{"class": artefact.name_of(int(i)), "index": int(i), "probability": float(shares[i])} for i in best]
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores.astype(np.float64) - scores.max())
+    return np.asarray(powers / powers.sum())
+
+
+def pixel_classes(scores: np.ndarray, sample: Sample) -> np.ndarray:
+    """Class of each pixel of the picture that was sent, int64 (H, W)."""
+    return classes_of(scores, sample)
+
+
+def area_shares(artefact: Artefact, classes: np.ndarray) -> list[dict[str, Any]]:
+    """Classes that occur, with their share of the pixels, largest first."""
+    counts = np.bincount(classes.ravel())
+    order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
+    return [{"class": artefact.name_of(i), "index": i, "share": float(counts[i] / classes.size)} for i in order]
+
+
+def mask_png(classes: np.ndarray) -> bytes:
+    """Palette PNG whose pixel values are the classes."""
+    picture = Image.fromarray(classes.astype(np.uint8), mode="P")
+    picture.putpalette(np.resize(PALETTE, (256, 3)).tobytes())
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()

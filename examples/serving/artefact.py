@@ -1,0 +1,148 @@
+"""What the service serves: an exported file with its ``deploy.yaml``, compiled by OpenVINO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import yaml
+
+from quantrim.engines.openvino import OpenVinoSession
+from quantrim.errors import ConfigError
+from quantrim.vision.data.transforms import Resize, Sample, Transform, apply, transform_named
+
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+class UnfitPicture(Exception):  # noqa: N818 - the picture's fault, not the service's
+    """A picture whose prepared size the model doesn't take."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A model ready to answer.
+
+    Attributes:
+        path: the .onnx file.
+        session: the compiled model.
+        task: "classification" or "segmentation".
+        output: what stands behind the logits: "none", "softmax" or "argmax".
+        classes: names, in order; may be empty.
+        transforms: preprocessing of validation.
+    """
+
+    path: Path
+    session: OpenVinoSession
+    task: str
+    output: str
+    classes: tuple[str, ...]
+    transforms: Sequence[Transform]
+
+    @property
+    def channels(self) -> int:
+        """3 for models of RGB pictures, 1 for grey ones."""
+        return self.session.inputs[0].shape[1] or 3
+
+    def name_of(self, index: int) -> str:
+        """Name of a class, or its number."""
+        return self.classes[index] if index < len(self.classes) else str(index)
+
+    def prepare(self, pixels: np.ndarray) -> Sample:
+        """Preprocessing of a picture, uint8 (H, W, channels).
+
+        Raises:
+            UnfitPicture: the model's size is fixed and the transforms don't lead to it.
+        """
+        sample = apply(self.transforms, Sample(pixels.astype(np.float32)), np.random.default_rng(0))
+        wanted = self.session.inputs[0].shape[2:]
+        got = sample.image.shape[:2]
+        if any(size not in (None, side) for size, side in zip(wanted, got, strict=True)):
+            height, width = pixels.shape[:2]
+            raise UnfitPicture(
+                f"the picture is {width}x{height} and {got[1]}x{got[0]} after preprocessing, the model takes "
+                f"{wanted[1]}x{wanted[0]}. Send that size, or start the service with --resize."
+            )
+        return sample
+
+    def predictors(self, count: int) -> list[Predict]:
+        """Functions images → scores, each with an inference request of its own, to be run in parallel."""
+        return [self._predictor() for _ in range(count)]
+
+    def warm_up(self, predict: Predict, sizes: Sequence[int]) -> None:
+        """Run batches of these sizes, so that no request pays for OpenVINO's preparation of a shape."""
+        _, channels, height, width = self.session.inputs[0].shape
+        if height is None or width is None:
+            return
+        for size in sizes:
+            predict(np.zeros((size, channels or 3, height, width), np.float32))
+
+    def _predictor(self) -> Predict:
+        request: ov.InferRequest = self.session.compiled.create_infer_request()
+        fixed = self.session.inputs[0].shape[0]
+
+        def run(images: np.ndarray) -> np.ndarray:
+            request.infer([images], share_inputs=True)
+            return request.get_output_tensor(0).data.copy()
+
+        def run_fixed(images: np.ndarray) -> np.ndarray:
+            assert fixed is not None
+            missing = -len(images) % fixed
+            full = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
+            parts = [run(full[start : start + fixed]) for start in range(0, len(full), fixed)]
+            return np.concatenate(parts)[: len(images)]
+
+        return run if fixed is None else run_fixed
+
+
+def load_artefact(
+    model: str | Path,
+    deploy: str | Path | None = None,
+    *,
+    threads: int | None = None,
+    streams: int = 1,
+    resize: bool = False,
+) -> Artefact:
+    """Compile a model and read its ``deploy.yaml``.
+
+    Args:
+        model: .onnx file of ``quantrim export``, ``ptq`` or ``qat``.
+        deploy: its deploy.yaml; the one beside it when None.
+        threads: CPU threads; None for all cores.
+        streams: batches that run in parallel.
+        resize: stretch prepared pictures to the model's size where that is fixed.
+
+    Raises:
+        ConfigError: deploy.yaml is missing or says too little, or the model takes no single image input.
+        EngineError: OpenVINO can't load the model.
+    """
+    model = Path(model)
+    content = _deploy(Path(deploy) if deploy else model.with_name("deploy.yaml"))
+    session = OpenVinoSession(model, threads=threads, streams=streams)
+    if len(session.inputs) != 1 or len(session.inputs[0].shape) != 4:
+        raise ConfigError(f"{model}: the service needs a model with one input (N, C, H, W).")
+    transforms = [transform_named(dict(spec)) for spec in content["transforms"]]
+    height, width = session.inputs[0].shape[2:]
+    if resize and height and width:
+        transforms.append(Resize((width, height)))
+    return Artefact(
+        path=model,
+        session=session,
+        task=content["task"],
+        output=content.get("output", "none"),
+        classes=tuple(map(str, content.get("classes") or ())),
+        transforms=tuple(transforms),
+    )
+
+
+def _deploy(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))["Deploy"]
+        if content["task"] not in ("classification", "segmentation"):
+            raise ConfigError(f"{path}: task {content['task']!r}; legal: classification, segmentation.")
+        return {**content, "transforms": list(content["transforms"])}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: no deploy.yaml with Deploy.task and .transforms ({error}).") from error
