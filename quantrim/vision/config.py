@@ -34,7 +34,8 @@ from quantrim.vision.data.datasets import (
 from quantrim.vision.data.optic_disc import CLASSES, OpticDiscImages
 from quantrim.vision.data.transforms import Transform, transform_named
 from quantrim.vision.models import model_from_spec
-from quantrim.vision.train import LossFunction, cosine, piecewise, polynomial
+from quantrim.vision.schedules import cosine, piecewise, polynomial
+from quantrim.vision.train import LossFunction
 
 KEYS = (
     "batch_size", "iters", "train_dataset", "val_dataset", "optimizer", "lr_scheduler", "learning_rate",

@@ -9,25 +9,32 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from rich.progress import Progress
+from accelerate.utils import convert_to_fp32, set_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from quantrim.errors import CheckpointError, QuantrimError
-from quantrim.files import atomic_path, write_json
+from quantrim.errors import ConfigError, QuantrimError
+from quantrim.files import write_json
 from quantrim.machine import describe_machine
-from quantrim.vision.data.datasets import VisionData, training_batches
+from quantrim.vision.checkpoint import (
+    RunState,
+    drop_old,
+    load_checkpoint,
+    newest,
+    save_checkpoint,
+    save_weights,
+)
+from quantrim.vision.data.datasets import VisionData, batches_per_epoch, training_batches
+from quantrim.vision.reporter import Reporter
 
 LossFunction = Callable[[Any, Tensor], Tensor]
 Validate = Callable[[nn.Module], Mapping[str, float]]
@@ -48,7 +55,7 @@ class TrainSettings:
         log_iters: iterations between log lines.
         num_workers: data loading processes.
         seed: of everything random.
-        amp: bfloat16 autocast.
+        amp: bfloat16 autocast of the forward pass; losses and validation stay float32.
         ema_decay: decay of a moving average of the weights, which is then what is validated; None for none.
         best_key: metric that decides which checkpoint is best; larger is better.
         device: "auto", "cpu" or "cuda".
@@ -90,14 +97,29 @@ class TrainResult:
     seconds: float
 
 
-@dataclass
-class _State:
-    """What a checkpoint holds beside module, optimizer and scheduler."""
+@dataclass(frozen=True)
+class _Run:
+    """What the functions of a run share.
 
-    iteration: int = 0
-    best_metric: float | None = None
-    best_iteration: int | None = None
-    history: list[dict[str, float]] = field(default_factory=list)
+    Attributes:
+        wrapped: the model as accelerate prepared it for several processes.
+        average: model that holds the moving average of the weights, if there is one.
+        state: changes as the run goes on; all else stays.
+    """
+
+    settings: TrainSettings
+    save_dir: Path
+    accelerator: Accelerator
+    model: nn.Module
+    wrapped: nn.Module
+    average: nn.Module | None
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    loss_fn: LossFunction
+    validate: Validate | None
+    teacher: nn.Module | None
+    distill: Distill | None
+    state: RunState
 
 
 def train(
@@ -133,115 +155,139 @@ def train(
         distill: loss of (outputs, teacher outputs), added to the task's.
         resume: ``iter_N`` folder, or ``save_dir`` itself for the newest in it.
         use_tensorboard: write PaddleSeg's scalars.
-        progress: show a progress bar.
+        progress: report on stderr: a bar in a terminal, lines in a log.
 
     Raises:
         QuantrimError: the loss is NaN or infinite.
+        ConfigError: the batch is too small for batch normalization.
         CheckpointError: the checkpoint to resume from is missing or damaged.
     """
     start = time.perf_counter()
-    save_dir = Path(save_dir)
     set_seed(settings.seed)
-    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision="bf16" if settings.amp else "no")
-    state = _State()
-    if resume is not None:
-        state = load_checkpoint(resume, model, optimizer, scheduler)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on CPUs
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    # Autocast is ours (_step): accelerate's is fixed for the whole process and replaces the module's forward.
+    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision="no")
     average = copy.deepcopy(model) if settings.ema_decay else None
-    if teacher is not None:
-        teacher = teacher.to(accelerator.device).eval()
-    writer = _writer(save_dir) if use_tensorboard and accelerator.is_main_process else None
-    batches = training_batches(
+    state = RunState()
+    if resume is not None:
+        state = load_checkpoint(newest(resume), model, optimizer, scheduler, average)
+    for module in (model, average):
+        if module is not None:  # a fifth faster on CPUs
+            module.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    run = _Run(
+        settings,
+        Path(save_dir),
+        accelerator,
+        model,
+        wrapped,
+        average,
+        optimizer,
+        scheduler,
+        loss_fn,
+        validate,
+        teacher if teacher is None else teacher.to(accelerator.device).eval(),
+        distill,
+        state,
+    )
+    with _reporter(run, len(train_set), use_tensorboard, progress) as reporter:
+        _loop(run, reporter, _batches(run, train_set), on_iteration)
+    return _record(run, time.perf_counter() - start)
+
+
+def _batches(run: _Run, train_set: VisionData) -> Iterable[tuple[Tensor, Tensor]]:
+    """This process's batches of the iterations that are left."""
+    return training_batches(
         train_set,
-        settings.batch_size,
-        settings.iterations,
-        start=state.iteration,
-        seed=settings.seed,
-        workers=settings.num_workers,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
+        run.settings.batch_size,
+        run.settings.iterations,
+        start=run.state.iteration,
+        seed=run.settings.seed,
+        workers=run.settings.num_workers,
+        rank=run.accelerator.process_index,
+        world=run.accelerator.num_processes,
     )
-    wrapped.train()
-    with Progress(transient=True, disable=not (progress and accelerator.is_main_process)) as bar:
-        task = bar.add_task("training", total=settings.iterations, completed=state.iteration)
-        for images, labels in batches:
-            if on_iteration is not None:
-                on_iteration(state.iteration, model)
-            loss = _step(
-                accelerator, wrapped, optimizer, images, labels, loss_fn, teacher, distill, settings.clip_norm
-            )
-            rate = optimizer.param_groups[0]["lr"]
-            scheduler.step()
-            state.iteration += 1
-            if average is not None:
-                _follow(average, model, float(settings.ema_decay or 0))
-            last = state.iteration == settings.iterations
-            if state.iteration % settings.log_iters == 0 or last:
-                _log(state, float(loss), rate, writer)
-                bar.update(task, description=f"training, loss {float(loss):.4f}")
-            if state.iteration % settings.save_interval == 0 or last:
-                _checkpoint(accelerator, state, average or model, model, optimizer, scheduler, settings,
-                            save_dir, validate, writer)  # fmt: skip
-                wrapped.train()
-            bar.advance(task)
-    result = TrainResult(
-        state.iteration,
-        state.best_metric,
-        state.best_iteration,
-        str(save_dir / "best_model" / "model.pth"),
-        tuple(state.history),
-        time.perf_counter() - start,
-    )
-    if accelerator.is_main_process:
-        record = {
-            "settings": asdict(settings),
-            "result": asdict(result),
-            "machine": describe_machine().to_json(),
-        }
-        write_json(save_dir / "run.json", record)
-    return result
 
 
-def _step(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    loss_fn: LossFunction,
-    teacher: nn.Module | None,
-    distill: Distill | None,
-    clip_norm: float | None,
-) -> Tensor:
+def _reporter(run: _Run, length: int, use_tensorboard: bool, progress: bool) -> Reporter:
+    world, main = run.accelerator.num_processes, run.accelerator.is_main_process
+    return Reporter(
+        run.settings.iterations,
+        per_epoch=batches_per_epoch(length, run.settings.batch_size, world),
+        samples=run.settings.batch_size * world,
+        start=run.state.iteration,
+        shown=progress and main,
+        events=run.save_dir if use_tensorboard and main else None,
+    )
+
+
+def _loop(
+    run: _Run, reporter: Reporter, batches: Iterable[tuple[Tensor, Tensor]], on_iteration: OnIteration | None
+) -> None:
+    settings, state = run.settings, run.state
+    run.wrapped.train()
+    for images, labels in reporter.timed(batches):
+        if on_iteration is not None:
+            on_iteration(state.iteration, run.model)
+        rate = run.optimizer.param_groups[0]["lr"]
+        loss = _step(run, images, labels)
+        run.scheduler.step()
+        state.iteration += 1
+        if run.average is not None:
+            _follow(run.average, run.model, float(settings.ema_decay or 0))
+        reporter.stepped()
+        last = state.iteration == settings.iterations
+        if last or state.iteration % settings.log_iters == 0:
+            _log(run, reporter, float(loss), rate)
+        if last or state.iteration % settings.save_interval == 0:
+            _refuse_nan(float(loss), state.iteration)
+            _checkpoint(run, reporter)
+            run.wrapped.train()
+
+
+def _step(run: _Run, images: Tensor, labels: Tensor) -> Tensor:
     """One optimizer step; the detached loss."""
-    images = images.to(accelerator.device, memory_format=torch.channels_last)
-    labels = labels.to(accelerator.device)
-    with accelerator.autocast():
-        outputs = model(images)
-        loss = loss_fn(outputs, labels)
-        if teacher is not None and distill is not None:
-            with torch.no_grad():
-                target = teacher(images)
-            loss = loss + distill(outputs, target)
-    optimizer.zero_grad(set_to_none=True)
-    accelerator.backward(loss)
-    if clip_norm is not None:
-        accelerator.clip_grad_norm_(model.parameters(), clip_norm)
-    optimizer.step()
+    device = run.accelerator.device
+    images = images.to(device, memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16, enabled=run.settings.amp):
+        outputs = convert_to_fp32(_forward(run.wrapped, images))
+        with torch.no_grad():
+            target = None if run.teacher is None else convert_to_fp32(run.teacher(images))
+    loss = run.loss_fn(outputs, labels.to(device))
+    if run.distill is not None and target is not None:
+        loss = loss + run.distill(outputs, target)
+    run.optimizer.zero_grad(set_to_none=True)
+    run.accelerator.backward(loss)
+    if run.settings.clip_norm is not None:
+        run.accelerator.clip_grad_norm_(run.wrapped.parameters(), run.settings.clip_norm)
+    run.optimizer.step()
     return loss.detach()
 
 
-def _log(state: _State, loss: float, rate: float, writer: Any) -> None:
+def _forward(model: nn.Module, images: Tensor) -> Any:
+    try:
+        return model(images)
+    except ValueError as error:
+        # torch's words where batch normalization in training mode has one value to take a variance of.
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        raise ConfigError(
+            f"batch_size {len(images)}: a batch normalization behind global pooling sees a single value a "
+            "channel and has no variance. Train with a batch size of 2 or more."
+        ) from error
+
+
+def _refuse_nan(loss: float, iteration: int) -> None:
     if not math.isfinite(loss):
         raise QuantrimError(
-            f"loss is {loss} at iteration {state.iteration}. Lower the learning rate, clip the gradient or "
+            f"loss is {loss} at iteration {iteration}. Lower the learning rate, clip the gradient or "
             "check the data; the last checkpoint is unharmed."
         )
-    state.history.append({"iteration": state.iteration, "loss": loss, "lr": rate})
-    if writer is not None:
-        writer.add_scalar("Train/loss", loss, state.iteration)
-        writer.add_scalar("Train/lr", rate, state.iteration)
+
+
+def _log(run: _Run, reporter: Reporter, loss: float, rate: float) -> None:
+    _refuse_nan(loss, run.state.iteration)
+    run.state.history.append({"iteration": run.state.iteration, "loss": loss, "lr": rate})
+    reporter.log(run.state.iteration, loss, rate)
 
 
 def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
@@ -253,127 +299,53 @@ def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
             held.copy_(buffer)
 
 
-def _checkpoint(
-    accelerator: Accelerator,
-    state: _State,
-    judged: nn.Module,
-    model: nn.Module,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    settings: TrainSettings,
-    save_dir: Path,
-    validate: Validate | None,
-    writer: Any,
-) -> None:
+def _checkpoint(run: _Run, reporter: Reporter) -> None:
     """Validate, keep the best weights, save everything that a resumed run needs."""
-    accelerator.wait_for_everyone()
-    if not accelerator.is_main_process:
+    run.accelerator.wait_for_everyone()
+    if not run.accelerator.is_main_process:
         return
-    best = validate is None
-    if validate is not None:
-        judged.eval()
-        metrics = dict(validate(judged))
-        if settings.best_key not in metrics:
-            raise QuantrimError(f"validation gives {sorted(metrics)}, but best_key is {settings.best_key!r}.")
-        value = float(metrics[settings.best_key])
-        state.history.append({"iteration": state.iteration, **metrics})
-        if writer is not None:
-            for name, metric in metrics.items():
-                writer.add_scalar(f"Evaluate/{name}", metric, state.iteration)
-        if state.best_metric is None or value > state.best_metric:
-            state.best_metric, state.best_iteration, best = value, state.iteration, True
+    judged = run.model if run.average is None else run.average
+    if run.validate is None or _is_best(run, run.validate, judged, reporter):
+        save_weights(judged, run.save_dir / "best_model" / "model.pth")
+    folder = run.save_dir / f"iter_{run.state.iteration}"
+    save_checkpoint(folder, run.model, run.optimizer, run.scheduler, run.state, run.average)
+    drop_old(run.save_dir, run.settings.keep_checkpoint_max)
+
+
+def _is_best(run: _Run, validate: Validate, judged: nn.Module, reporter: Reporter) -> bool:
+    """Validate; whether the metric that decides is above all before."""
+    key, state = run.settings.best_key, run.state
+    judged.eval()
+    metrics = dict(validate(judged))
+    if key not in metrics:
+        raise QuantrimError(f"validation gives {sorted(metrics)}, but best_key is {key!r}.")
+    state.history.append({"iteration": state.iteration, **metrics})
+    value = float(metrics[key])
+    best = state.best_metric is None or value > state.best_metric
     if best:
-        save_weights(judged, save_dir / "best_model" / "model.pth")
-    save_checkpoint(save_dir / f"iter_{state.iteration}", model, optimizer, scheduler, state)
-    _drop_old(save_dir, settings.keep_checkpoint_max)
+        state.best_metric, state.best_iteration = value, state.iteration
+    reporter.validated(
+        state.iteration, metrics, f"best {key} {state.best_metric:.4f} at iter {state.best_iteration}"
+    )
+    return best
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a state_dict atomically."""
-    with atomic_path(path) as temporary:
-        torch.save(model.state_dict(), temporary)
-
-
-def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, state: _State
-) -> None:
-    """Write ``model.pth`` and, last, ``state.pth``: a folder with the latter is complete."""
-    save_weights(model, folder / "model.pth")
-    with atomic_path(folder / "state.pth") as temporary:
-        torch.save(
-            {
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "progress": asdict(state),
-                "torch_rng": torch.get_rng_state(),
-            },
-            temporary,
-        )
-
-
-def load_checkpoint(path: str | Path, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> _State:
-    """Restore a run from ``iter_N``, or from the newest complete one of a save folder.
-
-    Raises:
-        CheckpointError: nothing complete is there, or it belongs to another model.
-    """
-    folder = Path(path)
-    if not (folder / "state.pth").is_file():
-        complete = [p for p in folder.glob("iter_*") if (p / "state.pth").is_file()]
-        if not complete:
-            raise CheckpointError(f"{path}: no complete checkpoint (iter_N with state.pth) to resume from.")
-        folder = max(complete, key=lambda p: int(p.name.removeprefix("iter_")))
-    try:
-        model.load_state_dict(torch.load(folder / "model.pth", map_location="cpu", weights_only=True))
-        saved = torch.load(folder / "state.pth", map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(saved["optimizer"])
-    except (RuntimeError, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(f"{folder}: can't resume from it: {str(error).splitlines()[0]}") from error
-    scheduler.load_state_dict(saved["scheduler"])
-    torch.set_rng_state(saved["torch_rng"])
-    return _State(**saved["progress"])
-
-
-def _drop_old(save_dir: Path, keep: int) -> None:
-    if keep <= 0:
-        return
-    folders = sorted(save_dir.glob("iter_*"), key=lambda p: int(p.name.removeprefix("iter_")))
-    for folder in folders[:-keep]:
-        shutil.rmtree(folder)
-
-
-def _writer(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
-
-
-def polynomial(
-    iterations: int, *, power: float = 0.9, end: float = 0.0, warmup: int = 0
-) -> Callable[[int], float]:
-    """Factor (1 - t/T)^power down to ``end``, after a linear warm-up."""
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        share = min(1.0, (step - warmup) / max(1, iterations - warmup))
-        return (1 - end) * (1 - share) ** power + end
-
-    return factor
-
-
-def cosine(iterations: int, *, end: float = 0.0, warmup: int = 0) -> Callable[[int], float]:
-    """Half a cosine from 1 to ``end``, after a linear warm-up."""
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        share = min(1.0, (step - warmup) / max(1, iterations - warmup))
-        return end + (1 - end) * (1 + math.cos(math.pi * share)) / 2
-
-    return factor
-
-
-def piecewise(boundaries: Sequence[int], values: Sequence[float]) -> Callable[[int], float]:
-    """``values[i]`` until iteration ``boundaries[i]``; values are factors of the base rate."""
-    return lambda step: values[sum(step >= boundary for boundary in boundaries)]
+def _record(run: _Run, seconds: float) -> TrainResult:
+    """The result; ``run.json`` holds it with settings and machine."""
+    state = run.state
+    result = TrainResult(
+        state.iteration,
+        state.best_metric,
+        state.best_iteration,
+        str(run.save_dir / "best_model" / "model.pth"),
+        tuple(state.history),
+        seconds,
+    )
+    if run.accelerator.is_main_process:
+        record = {
+            "settings": asdict(run.settings),
+            "result": asdict(result),
+            "machine": describe_machine().to_json(),
+        }
+        write_json(run.save_dir / "run.json", record)
+    return result

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,12 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from quantrim.errors import CheckpointError, QuantrimError
+from quantrim.errors import CheckpointError, ConfigError, QuantrimError
 from quantrim.vision.data.datasets import Arrays, IterationSampler, VisionData
 from quantrim.vision.data.transforms import Normalize, RandomHorizontalFlip, RandomNoise
 from quantrim.vision.evaluate import evaluate, torch_predictor
 from quantrim.vision.losses import cross_entropy
-from quantrim.vision.train import TrainSettings, polynomial, train
+from quantrim.vision.schedules import polynomial
+from quantrim.vision.train import TrainSettings, train
 
 SCRIPT = Path(__file__)
 
@@ -39,15 +41,28 @@ def parts():
     return model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, polynomial(40))
 
 
-def run(folder, *, iterations=40, resume=None, delay=0.0, **changes):
+def run(folder, *, iterations=40, resume=None, delay=0.0, progress=False, **changes):
     model, optimizer, scheduler = parts()
     settings = TrainSettings(iterations, batch_size=8, save_interval=5, log_iters=1, best_key="top1",
                              device="cpu", **changes)  # fmt: skip
     return train(
         model, settings, data(), folder, loss_fn=cross_entropy, optimizer=optimizer, scheduler=scheduler,
-        validate=lambda m: evaluate(torch_predictor(m), data()), resume=resume, progress=False,
+        validate=lambda m: evaluate(torch_predictor(m), data()), resume=resume, progress=progress,
         on_iteration=lambda i, m: time.sleep(delay),
     )  # fmt: skip
+
+
+def kill_at_iteration_15(folder: Path, **environment: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )
+    deadline = time.time() + 90
+    while not (folder / "iter_15" / "state.pth").exists() and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "run.json").exists()
 
 
 def losses_of(folder) -> dict[int, float]:
@@ -64,19 +79,62 @@ def test_it_learns_keeps_the_best_and_only_the_newest_checkpoints(tmp_path):
 
 def test_a_killed_run_resumes_with_the_losses_of_an_uninterrupted_one(tmp_path):
     run(tmp_path / "whole")
-    command = [sys.executable, str(SCRIPT), str(tmp_path / "cut")]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    deadline = time.time() + 90
-    while not (tmp_path / "cut" / "iter_15" / "state.pth").exists() and time.time() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "cut" / "run.json").exists()
+    kill_at_iteration_15(tmp_path / "cut")
     run(tmp_path / "cut", resume=tmp_path / "cut")
     whole, cut = losses_of(tmp_path / "whole"), losses_of(tmp_path / "cut")
     assert set(whole) == set(cut)
     for iteration, loss in whole.items():
         assert cut[iteration] == pytest.approx(loss, rel=1e-5), iteration
+
+
+def test_a_killed_run_with_averaged_weights_resumes_to_the_same_ones(tmp_path):
+    run(tmp_path / "whole", ema_decay=0.8)
+    kill_at_iteration_15(tmp_path / "cut", EMA="0.8")
+    run(tmp_path / "cut", ema_decay=0.8, resume=tmp_path / "cut")
+    for name in ("average.pth", "model.pth"):
+        whole, cut = (
+            torch.load(tmp_path / run_ / "iter_40" / name, weights_only=True) for run_ in ("whole", "cut")
+        )
+        for key, value in whole.items():
+            torch.testing.assert_close(cut[key], value, rtol=1e-5, atol=1e-7)
+
+
+def test_resuming_with_averages_from_a_run_without_says_what_to_do(tmp_path):
+    run(tmp_path, iterations=5)
+    with pytest.raises(CheckpointError, match="Resume without EMA"):
+        run(tmp_path, ema_decay=0.9, resume=tmp_path)
+
+
+def test_a_log_file_gets_plain_lines_with_loss_rate_pace_and_time_left(tmp_path, capfd):
+    run(tmp_path, iterations=12, progress=True)
+    captured = capfd.readouterr()
+    lines = captured.err.splitlines()
+    assert captured.out == ""
+    assert len([line for line in lines if line.startswith("[TRAIN]")]) == 12
+    assert re.fullmatch(
+        r"\[TRAIN\] epoch: 2, iter: 9/12, loss: \d+\.\d{4}, lr: 0\.\d{6}, batch_cost: \d\.\d{4}, "
+        r"reader_cost: \d\.\d{5}, ips: \d+\.\d{4} samples/sec \| ETA \d:\d\d:\d\d",
+        next(line for line in lines if "iter: 9/" in line),
+    )
+    assert sum("best top1" in line for line in lines) == 3
+
+
+def test_a_batch_of_one_behind_global_pooling_is_a_clear_error(tmp_path):
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ConfigError, match=r"batch_size 1: .*2 or more"):
+        train(model, TrainSettings(3, 1, device="cpu"), data(), tmp_path, loss_fn=cross_entropy,
+              optimizer=optimizer, scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0),
+              progress=False)  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_autocast_leaves_the_module_with_its_own_forward(tmp_path):
+    model, optimizer, scheduler = parts()
+    train(model, TrainSettings(2, 4, device="cpu", amp=True), data(), tmp_path, loss_fn=cross_entropy,
+          optimizer=optimizer, scheduler=scheduler, progress=False)  # fmt: skip
+    assert model(torch.zeros(1, 3, 8, 8)).dtype == torch.float32
+    assert "forward" not in vars(model)
 
 
 def test_resuming_from_nothing_is_a_clear_error(tmp_path):
@@ -127,4 +185,4 @@ if __name__ == "__main__":
         out.mkdir(parents=True, exist_ok=True)
         (out / f"sum_{os.environ['RANK']}").write_text(f"{total:.12f}")
     else:
-        run(out, delay=0.1)
+        run(out, delay=0.1, ema_decay=float(os.environ["EMA"]) if "EMA" in os.environ else None)

@@ -253,6 +253,11 @@ def cifar10(root: str | Path, split: Literal["train", "val"]) -> Arrays:
     return Arrays(table[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), table[:, 0])
 
 
+def batches_per_epoch(length: int, batch_size: int, world: int = 1) -> int:
+    """Iterations in which ``world`` processes see a data set once; what fills no batch is left out."""
+    return max(1, length // (batch_size * world))
+
+
 class IterationSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) keys from a given iteration on: a resumed run goes on where it was.
 
@@ -272,7 +277,7 @@ class IterationSampler(Sampler[list[tuple[int, int]]]):
     ) -> None:  # fmt: skip
         self.length, self.batch_size, self.iterations = length, batch_size, iterations
         self.start, self.seed, self.rank, self.world = start, seed, rank, world
-        self.per_epoch = max(1, length // (batch_size * world))
+        self.per_epoch = batches_per_epoch(length, batch_size, world)
 
     def __len__(self) -> int:
         return self.iterations - self.start

@@ -1,0 +1,137 @@
+"""Checkpoints of a training run: ``iter_N`` folders that are complete or not there."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from quantrim.errors import CheckpointError
+from quantrim.files import atomic_path
+
+
+@dataclass
+class RunState:
+    """How far a run is.
+
+    Attributes:
+        iteration: iterations done.
+        best_metric: best value of the metric that decides, None before the first validation.
+        best_iteration: where it was reached.
+        history: one entry a log line or validation.
+    """
+
+    iteration: int = 0
+    best_metric: float | None = None
+    best_iteration: int | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a state_dict atomically."""
+    with atomic_path(path) as temporary:
+        torch.save(model.state_dict(), temporary)
+
+
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    state: RunState,
+    average: nn.Module | None = None,
+) -> None:
+    """Write ``model.pth``, ``average.pth`` and, last, ``state.pth``: a folder with the latter is complete.
+
+    Args:
+        folder: ``iter_N``.
+        model: the weights that are trained.
+        optimizer: its state goes with them.
+        scheduler: likewise.
+        state: likewise.
+        average: model that holds the moving average of the weights, where there is one.
+    """
+    save_weights(model, folder / "model.pth")
+    if average is not None:
+        save_weights(average, folder / "average.pth")
+    with atomic_path(folder / "state.pth") as temporary:
+        torch.save(
+            {
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "progress": asdict(state),
+                "torch_rng": torch.get_rng_state(),
+            },
+            temporary,
+        )
+
+
+def load_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    average: nn.Module | None = None,
+) -> RunState:
+    """Restore a run from a folder that :func:`newest` found.
+
+    Raises:
+        CheckpointError: a file is damaged or belongs to another model, or the averaged weights are missing.
+    """
+    try:
+        _load_weights(model, folder / "model.pth")
+        saved = torch.load(folder / "state.pth", map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(saved["optimizer"])
+        if average is not None:
+            _load_average(average, folder)
+    except (RuntimeError, KeyError, ValueError, OSError) as error:
+        raise CheckpointError(f"{folder}: can't resume from it: {str(error).splitlines()[0]}") from error
+    scheduler.load_state_dict(saved["scheduler"])
+    torch.set_rng_state(saved["torch_rng"])
+    return RunState(**saved["progress"])
+
+
+def _load_average(average: nn.Module, folder: Path) -> None:
+    path = folder / "average.pth"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder}: holds no averaged weights (average.pth); the run had no EMA. Resume without EMA, or "
+            "start a new run from its model.pth as weights."
+        )
+    _load_weights(average, path)
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def newest(path: str | Path) -> Path:
+    """The checkpoint itself, or the newest complete one of a save folder.
+
+    Raises:
+        CheckpointError: nothing complete is there.
+    """
+    folder = Path(path)
+    if (folder / "state.pth").is_file():
+        return folder
+    complete = [found for found in checkpoints(folder) if (found / "state.pth").is_file()]
+    if not complete:
+        raise CheckpointError(f"{path}: no complete checkpoint (iter_N with state.pth) to resume from.")
+    return complete[-1]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The ``iter_N`` folders, oldest first."""
+    return sorted(folder.glob("iter_*"), key=lambda path: int(path.name.removeprefix("iter_")))
+
+
+def drop_old(folder: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints; 0 or less keeps all."""
+    if keep > 0:
+        for old in checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
