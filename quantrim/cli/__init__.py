@@ -6,7 +6,21 @@ import sys
 
 import typer
 
-from quantrim.cli import bench, demo, doctor, evaluate, export, inspect, predict, ptq, qat, quant, report, train
+from quantrim.cli import (
+    bench,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    predict,
+    prune,
+    ptq,
+    qat,
+    quant,
+    report,
+    train,
+)
 from quantrim.errors import QuantrimError
 
 app = typer.Typer(
@@ -25,6 +39,7 @@ app.command("export")(export.export)
 app.command("ptq")(ptq.ptq)
 app.command("qat")(qat.qat)
 app.command("quant")(quant.quant)
+app.command("prune")(prune.prune)
 app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
 app.command("report")(report.report)

@@ -7,6 +7,8 @@ between them is then unknown and stays frozen.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -122,11 +124,25 @@ def capture(module: nn.Module, arguments: Arguments, training: bool) -> Capture:
         arguments: of its forward.
         training: export the training mode.
     """
-    parts: list[Part] = []
-    failures: dict[str, str] = {}
+    parts: list[Part]
+    failures: dict[str, str]
     with in_mode(module, training), unchanged_buffers(module):
-        _export_largest(module, "", arguments, parts, failures)
+        for candidate in ([in_pairs(arguments)] if training else []) + [arguments]:
+            parts, failures = [], {}
+            _export_largest(module, "", candidate, parts, failures)
+            if "" not in failures:
+                break
     return Capture(training, tuple(parts), failures)
+
+
+def in_pairs(arguments: Arguments) -> Arguments:
+    """Tensors with one sample doubled: batch norms can't train on a single value."""
+
+    def paired(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor.flip(-1)]) if tensor.ndim > 1 and len(tensor) == 1 else tensor
+
+    doubled: Arguments = tree_map_only(Tensor, paired, arguments)
+    return doubled
 
 
 def _export_largest(
@@ -156,12 +172,14 @@ def _export(module: nn.Module, arguments: Arguments) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
+    """Without torch's own account of a failed export; its first line is in our report."""
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch._dynamo", "torch.fx")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -187,6 +205,8 @@ def _inputs_of_children(module: nn.Module, arguments: Arguments) -> dict[str, tu
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             module(*arguments[0], **arguments[1])
     except Exception as error:  # the user's forward may raise anything
+        if module.training:  # it may still be sound in evaluation; what training alone reaches is frozen
+            return {}
         raise ModelError(
             f"the forward of {type(module).__name__} fails on the example inputs: {first_line(error)}. "
             "Pass example_inputs that the model accepts."

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from quantrim.errors import ModelError
-from quantrim.prune.capture import Arguments, call_arguments, in_mode
+from quantrim.prune.capture import Arguments, call_arguments, in_mode, in_pairs
 from quantrim.prune.groups import ChannelGraph, ChannelGroup, Frozen, Removal, joined
 from quantrim.prune.surgery import remove, zero
 from quantrim.runtime import first_line
@@ -135,7 +135,8 @@ class Checker:
 
     def _fitting(self, arguments: Arguments) -> Arguments:
         """Two small samples where the model accepts them, else what was given."""
-        for candidate in (tree_map_only(Tensor, _small, arguments), arguments):
+        small = tree_map_only(Tensor, _small, arguments)
+        for candidate in (in_pairs(small), small, in_pairs(arguments), arguments):
             run = _observed_run(self.module, candidate, False, _Plain(False), 0)
             if not run.error:
                 return candidate
@@ -150,7 +151,7 @@ class Checker:
         if _difference(first, second) is not None:
             raise ModelError(
                 f"{self.name} gives other outputs for the same inputs in evaluation mode. Make it "
-                "deterministic in eval (F.dropout needs training=self.training), so that pruning can be "
+                "deterministic in eval (no noise, no sampling), so that pruning can be "
                 "checked."
             )
         first, second = (self._run(self.module, True, False, seed) for seed in (0, 1))
@@ -236,7 +237,7 @@ def _to_double(tensor: Tensor) -> Tensor:
 def _small(tensor: Tensor) -> Tensor:
     if tensor.ndim == 4 and tensor.is_floating_point():
         tensor = tensor[:2, :, :_SMALL, :_SMALL]
-    return torch.cat([tensor, tensor.flip(0)])[:2] if tensor.ndim > 1 and len(tensor) == 1 else tensor
+    return tensor
 
 
 def _randomise(module: nn.Module, seed: int = 0) -> None:

@@ -62,7 +62,7 @@ class WidthTable:
     def widths(self) -> Widths:
         """Of all rows added so far."""
         groups = len(self.graph.groups)
-        return Widths(np.array(self._fixed), np.array(self._per_unit).reshape(-1, groups))
+        return Widths(np.array(self._fixed), np.array(self._per_unit).reshape(len(self._per_unit), groups))
 
 
 @dataclass(frozen=True, slots=True)

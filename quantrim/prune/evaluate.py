@@ -56,7 +56,7 @@ def divergence(outputs: Any, reference: Tensor) -> Tensor:
         float[N].
     """
     ours, theirs = F.log_softmax(first_tensor(outputs), 1), F.log_softmax(reference, 1)
-    return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1).flatten(1).mean(1)
+    return _by_sample(F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)).mean(1)
 
 
 def first_tensor(outputs: Any) -> Tensor:

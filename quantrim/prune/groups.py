@@ -95,7 +95,7 @@ class ChannelGraph:
         groups: what can be pruned.
         frozen: what can't, with reasons.
         calls: operator calls of the evaluation graph, whose slots ``place`` maps to groups.
-        group_of_slot: group of each slot, -1 where it is frozen.
+        group_of_slot: group of each slot, -1 where it is frozen; the last entry is no slot's and -1.
         unexported: modules that torch.export refused, with its reason.
     """
 
@@ -151,12 +151,11 @@ def _graph_of(walk: Walk, captures: Sequence[Capture]) -> ChannelGraph:
     classes = walk.space.solve()
     groups = _groups(walk, classes)
     index = {group.name: number for number, group in enumerate(groups)}
-    group_of_slot = np.full(walk.space.count, -1, dtype=np.int64)
     by_class = np.full(int(classes.of_slot.max(initial=-1)) + 1, -1, dtype=np.int64)
     for group in groups:
         for member, rows in group.members.items():
             by_class[classes.of_slot[walk.members[member][rows]]] = index[group.name]
-    group_of_slot = by_class[classes.of_slot]
+    group_of_slot = np.append(by_class[classes.of_slot], -1)
     failures = {path: reason for one in captures for path, reason in one.failures.items()}
     return ChannelGraph(groups, _frozen_layers(walk, classes), tuple(walk.calls), group_of_slot, failures)
 

@@ -1,0 +1,207 @@
+"""``quantrim prune``: remove channels, retrain, keep the better state, verify what is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape
+from quantrim.cli.output import JsonOption, console_for, emit_json
+from quantrim.cli.train import ConfigOption, SetOption
+from quantrim.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from quantrim.prune.pruning import Survey
+    from quantrim.prune.recipe import PruneRun
+    from quantrim.prune.sensitivity import Estimate, Progress
+
+
+def prune(
+    config: ConfigOption,
+    weights: Annotated[
+        Path, typer.Option("--weights", "--model-path", "--model_path", help="Trained FP32 weights.")
+    ],
+    save_dir: Annotated[Path, typer.Option("--save-dir", "--save_dir")] = Path("output"),
+    pruning_ratio: Annotated[
+        float | None,
+        typer.Option("--pruning-ratio", "--pruning_ratio", help="Share of FLOPs (or latency) to remove."),
+    ] = None,
+    channel_ratio: Annotated[
+        float | None, typer.Option(help="Instead: share of channels to remove from every layer.")
+    ] = None,
+    retraining_iters: Annotated[
+        int, typer.Option("--retraining-iters", "--retraining_iters", min=0, help="0: no retraining.")
+    ] = 1000,
+    criterion: Annotated[str, typer.Option(help="l1, l2, fpgm, bn_scale, taylor, fisher or random.")] = "l1",
+    objective: Annotated[str, typer.Option(help="What the ratio counts: flops or latency.")] = "flops",
+    method: Annotated[str, typer.Option(help="marginal, or threshold (PaddleSlim's).")] = "marginal",
+    sensitivity: Annotated[bool, typer.Option(help="Measure what each layer's channels are worth.")] = True,
+    samples: Annotated[int, typer.Option(min=1, help="Pictures that it is measured on.")] = 32,
+    workers: Annotated[str, typer.Option(help="Processes that measure, or 'ray'.")] = "1",
+    steps: Annotated[int, typer.Option(min=1, help="Rounds of pruning and retraining.")] = 1,
+    align: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = 8,
+    min_channels: Annotated[int, typer.Option(min=1, help="Layers this narrow are left alone.")] = 8,
+    protect: Annotated[list[str] | None, typer.Option(help="Layer whose channels stay.")] = None,
+    distill: Annotated[bool, typer.Option(help="Learn from the unpruned model.")] = True,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", "--batch_size", min=1)] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--learning_rate")] = None,
+    num_workers: Annotated[int, typer.Option("--num-workers", "--num_workers", min=0)] = 0,
+    save_interval: Annotated[int, typer.Option(min=1)] = 1000,
+    engine: Annotated[str, typer.Option(help="openvino or onnxruntime: where latency counts.")] = "openvino",
+    threads: ThreadsOption = 1,
+    input_shape: InputShapeOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with retraining in SAVE_DIR.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what can be pruned.")] = False,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    sets: SetOption = None,
+    json_target: JsonOption = None,
+) -> None:
+    """Remove channels from a trained model and retrain it; SAVE_DIR is then the input of qat and export."""
+    from quantrim.prune.latency import Engine
+    from quantrim.prune.recipe import Listener, Recipe, prune_config
+    from quantrim.prune.solver import Limits
+    from quantrim.vision.config import load_config
+    from quantrim.vision.runs import best_key
+    from quantrim.vision.train import TrainSettings
+
+    loaded = load_config(config, sets or ())
+    limits = Limits(align, min_channels)
+    console = console_for(json_target)
+    if dry_run:
+        _survey_only(loaded, weights, limits, tuple(protect or ()), input_shape, console, json_target)
+        return
+    recipe = Recipe(
+        ratio=_ratio(pruning_ratio, channel_ratio),
+        of_channels=channel_ratio is not None,
+        criterion=criterion,
+        objective=cast("Literal['flops', 'latency']", _one_of(objective, ("flops", "latency"), "--objective")),
+        measure_sensitivity=sensitivity,
+        method=cast("Literal['marginal', 'threshold']", _one_of(method, ("marginal", "threshold"), "--method")),
+        limits=limits,
+        protect=tuple(protect or ()),
+        samples=samples,
+        workers="ray" if workers == "ray" else _count(workers),
+        steps=steps,
+        distill=distill,
+        learning_rate=learning_rate,
+        engine=Engine(engine, threads),
+        shape=parse_shape(input_shape),
+    )
+    settings = TrainSettings(
+        iterations=retraining_iters,
+        batch_size=loaded.batch_size if batch_size is None else batch_size,
+        save_interval=save_interval,
+        num_workers=num_workers,
+        seed=seed,
+        best_key=best_key(loaded),
+        device=device,
+    )
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("measuring sensitivity", total=None, visible=False)
+
+        def measured(progress: Progress) -> None:
+            bar.update(task, visible=True, completed=progress.done, total=progress.total)
+
+        def surveyed(found: Survey, cost: Estimate | None) -> None:
+            show_survey(console, found, cost)
+
+        run = prune_config(
+            loaded,
+            weights,
+            settings,
+            save_dir,
+            recipe,
+            listener=Listener(surveyed, measured),
+            resume=resume,
+            progress=False,
+        )
+    show(console, run, settings.best_key)
+    emit_json(run.to_json(), json_target)
+
+
+def _survey_only(
+    loaded: Any,
+    weights: Path,
+    limits: Any,
+    protect: tuple[str, ...],
+    input_shape: str | None,
+    console: Console,
+    json_target: str | None,
+) -> None:
+    from quantrim.prune.pruning import survey
+    from quantrim.vision.runs import example_input, load
+
+    ready = load(loaded, weights)
+    found = survey(ready.model, example_input(ready, parse_shape(input_shape)), limits=limits, protect=protect)
+    show_survey(console, found, None)
+    emit_json({"command": "prune", "survey": found.to_json()}, json_target)
+
+
+def _ratio(pruning_ratio: float | None, channel_ratio: float | None) -> float:
+    ratio = pruning_ratio if channel_ratio is None else channel_ratio
+    if ratio is None or (pruning_ratio is not None and channel_ratio is not None):
+        raise ConfigError("give either --pruning-ratio (share of FLOPs or latency) or --channel-ratio.")
+    if not 0 < ratio < 1:
+        raise ConfigError(f"the pruning ratio must be in (0, 1), it is {ratio}.")
+    return ratio
+
+
+def _one_of(word: str, legal: tuple[str, ...], option: str) -> str:
+    if word not in legal:
+        raise ConfigError(f"{option} {word!r}{did_you_mean(word, legal)}")
+    return word
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--workers {text!r}; give a number of processes, at least 1, or ray.")
+    return int(text)
+
+
+def show_survey(console: Console, found: Survey, cost: Estimate | None, limit: int = 8) -> None:
+    """What can be pruned, what can't and why, and what measuring will take."""
+    graph = found.graph
+    channels = sum(group.channels for group in graph.groups)
+    console.print(
+        f"{len(graph.groups)} groups of {channels} channels can be pruned; FLOPs {found.flops / 1e9:.3f} G, "
+        f"at least {found.least_flops / 1e9:.3f} G (largest ratio {found.largest_ratio:.2f})"
+    )
+    for frozen in graph.frozen[:limit]:
+        console.print(f"  stays: {frozen.layer} ({frozen.channels} channels): {frozen.reason}")
+    if len(graph.frozen) > limit:
+        console.print(f"  ... and {len(graph.frozen) - limit} more; --json names them all")
+    if cost is not None:
+        console.print(
+            f"sensitivity: at most {cost.evaluations} evaluations, about {cost.seconds:.0f} s on one worker"
+        )
+
+
+def show(console: Console, run: PruneRun, metric: str) -> None:
+    """What changed, and what it costs."""
+    result, before, after = run.result, run.latency_ms["before"], run.latency_ms["after"]
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "before", "after", "saved"):
+        table.add_column(title, justify="left" if not title else "right")
+    rows = (
+        ("GFLOPs", result.flops["before"] / 1e9, result.flops["after"] / 1e9),
+        ("million parameters", result.params["before"] / 1e6, result.params["after"] / 1e6),
+        ("latency, ms", before, after),
+    )
+    for title, old, new in rows:
+        table.add_row(title, f"{old:.3f}", f"{new:.3f}", f"{1 - new / old:.1%}")
+    console.print(table)
+    console.print(f"ratio asked {result.requested:.3f}, achieved {result.achieved:.3f}")
+    values = run.metric
+    console.print(
+        f"{metric}: {values['before']:.4f} before, {values['pruned']:.4f} pruned, {values['retrained']:.4f} "
+        f"retrained; kept: {run.chosen}"
+    )
+    if after >= before:
+        console.print("[yellow]The pruned model is not faster here; try --objective latency.[/yellow]")
+    console.print(f"{run.output}: model.pth, plan.json, model.onnx (parity {run.parity:.1e})")
