@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -15,6 +15,10 @@ from quantrim.cli.output import JsonOption, console_for, emit_json
 from quantrim.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
     from quantrim.calibrate import Preprocess
     from quantrim.post_training import EngineResult, PtqResult
 
@@ -23,7 +27,8 @@ def ptq(
     model: Annotated[Path, typer.Argument(help=".onnx file or Paddle inference model folder.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="INT8 .onnx file to write.")],
     data: Annotated[
-        Path, typer.Option(help="Calibration data: image folder, list file, .npy or .npz of ready arrays.")
+        Path,
+        typer.Option(help="Image folder, list file, .npy or .npz arrays, or a YAML configuration."),
     ],
     target: Annotated[str, typer.Option(help="portable, openvino, onnxruntime or tensorrt.")] = "portable",
     algo: Annotated[str, typer.Option(help="kl, mse, hist, avg, min_max, abs_max or emd.")] = "mse",
@@ -43,9 +48,13 @@ def ptq(
     reduce_range: Annotated[
         bool, typer.Option("--reduce-range", help="7-bit weights, for CPUs without VNNI.")
     ] = False,
-    mean: Annotated[str, typer.Option(help="Image preprocessing: mean per channel.")] = "0.485,0.456,0.406",
-    std: Annotated[str, typer.Option(help="Image preprocessing: std per channel.")] = "0.229,0.224,0.225",
-    fit: Annotated[str, typer.Option(help="Image preprocessing: crop or stretch.")] = "crop",
+    deploy: Annotated[
+        Path | None,
+        typer.Option(help="deploy.yaml that says how images are prepared; by default the one beside MODEL."),
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Or: mean per channel; ImageNet's by default.")] = None,
+    std: Annotated[str | None, typer.Option(help="Std per channel; ImageNet's by default.")] = None,
+    fit: Annotated[str | None, typer.Option(help="crop (default) or stretch.")] = None,
     input_shape: InputShapeOption = None,
     engine: Annotated[list[str] | None, typer.Option(help="Engine to ask; those of the target.")] = None,
     threads: ThreadsOption = 1,
@@ -59,7 +68,7 @@ def ptq(
         task = progress.add_task("calibrating", total=samples)
         result = run(
             model,
-            data,
+            _samples(data, samples),
             output,
             target=target,
             algo=algo,  # type: ignore[arg-type]
@@ -73,7 +82,7 @@ def ptq(
             overrides=[_override(text) for text in override or ()],  # type: ignore[misc]
             refinements=() if refine == "none" else parse_words(refine),  # type: ignore[arg-type]
             reduce_range=reduce_range,
-            preprocess=_preprocess(mean, std, fit),
+            preprocess=_preprocess(model, deploy, mean, std, fit),
             input_shape=parse_shape(input_shape),
             engines=engine or None,  # type: ignore[arg-type]
             threads=threads,
@@ -96,13 +105,36 @@ def _override(text: str) -> tuple[str, str]:
     return glob, algo
 
 
-def _preprocess(mean: str, std: str, fit: str) -> Preprocess:
+def _samples(data: Path, count: int) -> Any:
+    """The path itself, or the training pictures of a configuration."""
+    if data.suffix not in (".yml", ".yaml"):
+        return data
+    from quantrim.vision.calibration import calibration_pairs
+    from quantrim.vision.config import load_config
+
+    return (image for image, _ in calibration_pairs(load_config(data), count))
+
+
+def _preprocess(
+    model: Path, deploy: Path | None, mean: str | None, std: str | None, fit: str | None
+) -> Preprocess | Callable[[Path], np.ndarray]:
     from quantrim.calibrate import Preprocess
 
-    if fit not in ("crop", "stretch"):
+    asked = mean is not None or std is not None or fit is not None
+    if deploy is not None and asked:
+        raise ConfigError("--deploy says how images are prepared; leave --mean, --std and --fit away.")
+    beside = model.parent / "deploy.yaml"
+    if deploy is not None or (beside.is_file() and not asked):
+        from quantrim.vision.calibration import deployed_decoder
+
+        return deployed_decoder(deploy or beside)
+    if fit not in (None, "crop", "stretch"):
         raise ConfigError(f"--fit {fit!r}; legal: crop, stretch.")
+    usual = Preprocess()
     return Preprocess(
-        parse_floats(mean, "--mean"), parse_floats(std, "--std"), cast("Literal['crop', 'stretch']", fit)
+        usual.mean if mean is None else parse_floats(mean, "--mean"),
+        usual.std if std is None else parse_floats(std, "--std"),
+        cast("Literal['crop', 'stretch']", fit or "crop"),
     )
 
 

@@ -28,8 +28,8 @@ from quantrim.prune.pruning import Method, PruningResult, Survey, prune, survey
 from quantrim.prune.sensitivity import Estimate, Job, Progress, Sensitivity, estimate, measure
 from quantrim.prune.solver import Limits
 from quantrim.qat.distill import distillation_loss
+from quantrim.vision.calibration import calibration_pairs
 from quantrim.vision.config import Config, build_data, build_loss, build_optimizer
-from quantrim.vision.data.datasets import VisionData
 from quantrim.vision.runs import Loaded, export, load, validation
 from quantrim.vision.train import TrainResult, TrainSettings, train
 
@@ -183,7 +183,7 @@ class _Run:
             if recipe.shape is not None
             else self.loaded.data[0][0][None]
         )
-        self.probe = _probe(config, self.loaded.data, recipe.samples)
+        self.probe = _probe(config, recipe.samples)
         self.plan = empty_plan(self.loaded.model)
         self.evaluations = 0
         self.seconds = {"sensitivity": 0.0, "retraining": 0.0}
@@ -341,14 +341,12 @@ def _mean_loss(module: nn.Module, batch: Any) -> Tensor:
     return cross_entropy(module(inputs), target).mean()
 
 
-def _probe(config: Config, validated: VisionData, samples: int) -> Probe:
-    """Training pictures prepared as for validation, spread over the set, in batches of equal shape."""
-    data = replace(build_data(config, "train_dataset"), transforms=validated.transforms)
-    count = min(samples, len(data))
-    pairs = [data[number * len(data) // count] for number in range(count)]
+def _probe(config: Config, samples: int) -> Probe:
+    """Training pictures in batches of equal shape."""
+    pairs = list(calibration_pairs(config, samples))
     alike = len({image.shape for image, _ in pairs}) == 1
-    size = _PROBE_BATCH if alike and count >= _PROBE_BATCH else 1
-    bundles = [pairs[start : start + size] for start in range(0, count - count % size, size)]
+    size = _PROBE_BATCH if alike and len(pairs) >= _PROBE_BATCH else 1
+    bundles = [pairs[start : start + size] for start in range(0, len(pairs) - len(pairs) % size, size)]
     batches = (tuple(torch.stack(parts) for parts in zip(*bundle, strict=True)) for bundle in bundles)
     return Probe(tuple((images, labels) for images, labels in batches))
 
