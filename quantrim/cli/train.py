@@ -42,7 +42,7 @@ def train(
 
     loaded = load_config(config, sets or ())
     settings = TrainSettings(
-        iterations=loaded.iters if iters is None else iters,
+        iterations=loaded.iterations(batch_size) if iters is None else iters,
         batch_size=loaded.batch_size if batch_size is None else batch_size,
         save_interval=save_interval,
         keep_checkpoint_max=keep_checkpoint_max,

@@ -7,7 +7,8 @@ functions. An error names the file, the key, and the nearest legal name.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,28 +20,23 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from quantrim.errors import ConfigError, DataError, did_you_mean
+from quantrim.errors import ConfigError, did_you_mean
 from quantrim.vision import losses
-from quantrim.vision.data.datasets import (
-    FASHION_MNIST,
-    ListedLabels,
-    ListedMasks,
-    Source,
-    Task,
-    VisionData,
-    cifar10,
-    fashion_mnist,
-)
-from quantrim.vision.data.optic_disc import CLASSES, OpticDiscImages
-from quantrim.vision.data.transforms import Transform, transform_named
+from quantrim.vision.data.build import build_data
+from quantrim.vision.data.datasets import batches_per_epoch
+from quantrim.vision.data.sample import Transform
+from quantrim.vision.data.transforms import transform_named
 from quantrim.vision.models import model_from_spec
 from quantrim.vision.schedules import cosine, piecewise, polynomial
 from quantrim.vision.train import LossFunction
 
+__all__ = ["Config", "build_data", "build_loss", "build_model", "build_optimizer", "export_transforms",
+           "load_config"]  # fmt: skip
 KEYS = (
-    "batch_size", "iters", "train_dataset", "val_dataset", "optimizer", "lr_scheduler", "learning_rate",
-    "loss", "model", "distill_loss", "test_config", "export", "seed",
+    "batch_size", "iters", "epochs", "train_dataset", "val_dataset", "optimizer", "lr_scheduler",
+    "learning_rate", "loss", "model", "distill_loss", "test_config", "export", "seed",
 )  # fmt: skip
+_LENGTHS = frozenset({"iters", "epochs"})
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "CrossEntropyLoss": losses.cross_entropy,
     "OhemCrossEntropyLoss": losses.ohem_cross_entropy,
@@ -49,9 +45,6 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "FocalLoss": losses.focal_loss,
     "LovaszSoftmaxLoss": losses.lovasz_softmax,
 }
-_CITYSCAPES_CLASSES = 19
-_DATASETS = ("SyntheticOpticDisc", "OpticDiscSeg", "Cityscapes", "PascalVOC", "Dataset", "ImageList",
-             "FashionMNIST", "Cifar10")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +61,21 @@ class Config:
 
     @property
     def iters(self) -> int:
-        """Training iterations."""
-        return int(self.values["iters"])
+        """Training iterations with the configuration's batch size."""
+        return self.iterations()
+
+    def iterations(self, batch_size: int | None = None) -> int:
+        """Training iterations: ``iters``, or ``epochs`` times the batches of an epoch.
+
+        Args:
+            batch_size: samples a step and process; the configuration's by default. Only epochs depend on it,
+                and on WORLD_SIZE, the number of processes that torchrun or accelerate started.
+        """
+        if "iters" in self.values:
+            return int(self.values["iters"])
+        size = self.batch_size if batch_size is None else batch_size
+        each = batches_per_epoch(len(build_data(self)), size, int(os.environ.get("WORLD_SIZE", "1")))
+        return round(float(self.values["epochs"]) * each)
 
     @property
     def batch_size(self) -> int:
@@ -98,13 +104,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         key, separator, value = text.partition("=")
         if not separator:
             raise ConfigError(f"--set {text!r} is not of the form key=value.")
-        _assign(values, key.split("."), _yaml(value, f"--set {key}"), text)
+        _assign(_without_length(values, (key,)), key.split("."), _yaml(value, f"--set {key}"), text)
     for key in values:
         if key not in KEYS:
             raise ConfigError(f"{path}: unknown key {key!r}{did_you_mean(key, KEYS)}")
-    for key in ("iters", "model", "train_dataset"):
+    for key in ("model", "train_dataset"):
         if key not in values:
             raise ConfigError(f"{path}: key {key!r} is missing.")
+    if ("iters" in values) == ("epochs" in values):
+        raise ConfigError(f"{path}: give either 'iters' or 'epochs'.")
     if "lr_scheduler" not in values and "learning_rate" not in values:
         raise ConfigError(f"{path}: neither 'lr_scheduler' nor 'learning_rate' is given.")
     return Config(path, values)
@@ -130,7 +138,16 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = values.pop("_base_", None)
     if base is None:
         return _without_marks(values)
-    return _merge(_merged(path.parent / base, (*seen, path.resolve())), values)
+    inherited = _merged(path.parent / base, (*seen, path.resolve()))
+    return _merge(_without_length(inherited, values), values)
+
+
+def _without_length(values: dict[str, Any], new: Iterable[str]) -> dict[str, Any]:
+    """The values, without iters and epochs if a new value sets one of them: the two exclude each other."""
+    if not _LENGTHS.isdisjoint(new):
+        for key in _LENGTHS:
+            values.pop(key, None)
+    return values
 
 
 def _merge(base: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,86 +177,6 @@ def _assign(values: Any, keys: Sequence[str], value: Any, text: str) -> None:
         values[int(keys[-1])] = value
     else:
         values[keys[-1]] = value
-
-
-def build_data(config: Config, key: str = "train_dataset", *, seed: int = 0) -> VisionData:
-    """Data set of ``train_dataset`` or ``val_dataset``.
-
-    Raises:
-        ConfigError: unknown type, transform or argument, or the key is missing.
-        DataError: files are missing.
-    """
-    spec = config.values.get(key)
-    if not isinstance(spec, Mapping):
-        raise config.fail(key, "is missing; it is a mapping with a type.")
-    kind = str(spec.get("type"))
-    if kind not in _DATASETS:
-        raise config.fail(key, f"unknown data set {kind!r}{did_you_mean(kind, _DATASETS)}")
-    try:
-        transforms = tuple(transform_named(t) for t in spec.get("transforms", ()))
-    except ConfigError as error:
-        raise config.fail(f"{key}.transforms", str(error)) from error
-    source, task, classes, names = _source(config, key, kind, spec)
-    declared = config.values["model"].get("num_classes")
-    if declared is not None and int(declared) != classes:
-        raise config.fail("model.num_classes", f"is {declared}, but {key} has {classes} classes.")
-    ignore = int(spec.get("ignore_index", 255))
-    return VisionData(source, task, classes, transforms, seed, ignore, names)
-
-
-def _source(
-    config: Config, key: str, kind: str, spec: Mapping[str, Any]
-) -> tuple[Source, Task, int, tuple[str, ...]]:
-    """Raw pictures, task, number of classes and their names."""
-    mode = str(spec.get("mode", "train" if key == "train_dataset" else "val"))
-    root = Path(str(spec.get("dataset_root", ".")))
-    if kind == "SyntheticOpticDisc":
-        count = int(spec.get("count", 267 if mode == "train" else 76))
-        seed = int(spec.get("seed", 0)) * 3 + (0 if mode == "train" else 1)
-        images = OpticDiscImages(count, int(spec.get("size", 256)), seed, float(spec.get("difficulty", 0.6)))
-        return images, "segmentation", 2, CLASSES
-    if kind in ("FashionMNIST", "Cifar10"):
-        split = "train" if mode == "train" else "val"
-        if kind == "FashionMNIST":
-            return fashion_mnist(root, split), "classification", 10, FASHION_MNIST  # type: ignore[arg-type]
-        return cifar10(root, split), "classification", 10, ()  # type: ignore[arg-type]
-    if kind == "ImageList":
-        classes = int(spec.get("num_classes", 1000))
-        listed = root / str(spec.get(f"{mode}_path", f"{mode}_list.txt"))
-        return ListedLabels(root, listed), "classification", classes, ()
-    if kind == "Cityscapes":
-        return _cityscapes(root, mode), "segmentation", _CITYSCAPES_CLASSES, ()
-    lists = {"OpticDiscSeg": (f"{mode}_list.txt", 2), "PascalVOC": (f"{mode}_list.txt", 21)}
-    name, classes = lists.get(kind, (str(spec.get(f"{mode}_path", f"{mode}_list.txt")), 0))
-    classes = classes or int(spec.get("num_classes", 0))
-    if not classes:
-        raise config.fail(f"{key}.num_classes", "is missing.")
-    if kind == "OpticDiscSeg" and not root.is_dir():
-        raise DataError(
-            f"{root}: no OpticDiscSeg here. Unpack PaddleSeg's optic_disc_seg.zip into it or write a generated "
-            f"set: python -c \"from quantrim.vision.data.optic_disc import *; write_optic_disc('{root}')\""
-        )
-    separator = spec.get("separator")
-    names = CLASSES if kind == "OpticDiscSeg" else ()
-    return ListedMasks(root, root / name, separator), "segmentation", classes, names
-
-
-def _cityscapes(root: Path, mode: str) -> ListedMasks:
-    """Cityscapes by its folders; the list is written once beside them."""
-    listed = root / f"{mode}_list.txt"
-    if not listed.is_file():
-        images = sorted((root / "leftImg8bit" / mode).glob("*/*_leftImg8bit.png"))
-        if not images:
-            raise DataError(f"{root}: no Cityscapes pictures in leftImg8bit/{mode}.")
-        from quantrim.files import write_text
-
-        rows = []
-        for image in images:
-            name = image.name.replace("_leftImg8bit.png", "_gtFine_labelTrainIds.png")
-            label = root / "gtFine" / mode / image.parent.name / name
-            rows.append(f"{image.relative_to(root)} {label.relative_to(root)}")
-        write_text(listed, "\n".join(rows) + "\n")
-    return ListedMasks(root, listed)
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:

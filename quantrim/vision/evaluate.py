@@ -13,7 +13,7 @@ from torch import nn
 from quantrim.engines import Session
 from quantrim.errors import DataError
 from quantrim.vision.data.datasets import VisionData
-from quantrim.vision.data.transforms import Sample, undo
+from quantrim.vision.data.sample import Sample, undo
 from quantrim.vision.metrics import ConfusionMatrix, TopK
 
 #: Batch of images, float32 (N, C, H, W) → logits (N, classes, ...).

@@ -26,7 +26,8 @@ from quantrim.vision.config import (
     export_transforms,
 )
 from quantrim.vision.data.datasets import VisionData, read_image
-from quantrim.vision.data.transforms import Sample, Transform, apply, transform_named
+from quantrim.vision.data.sample import Sample, Transform, apply
+from quantrim.vision.data.transforms import transform_named
 from quantrim.vision.evaluate import Predict, classes_of, evaluate, torch_predictor
 from quantrim.vision.models import load_weights
 from quantrim.vision.train import TrainResult, TrainSettings, train

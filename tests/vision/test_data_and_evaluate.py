@@ -4,21 +4,20 @@ import torch
 from torch import nn
 
 from quantrim.errors import ConfigError, DataError
-from quantrim.vision.data.datasets import Arrays, ListedLabels, ListedMasks, VisionData, cifar10, read_image
-from quantrim.vision.data.optic_disc import OpticDiscImages, write_optic_disc
-from quantrim.vision.data.transforms import (
-    Normalize,
+from quantrim.vision.data.cifar import cifar10
+from quantrim.vision.data.color import Normalize
+from quantrim.vision.data.datasets import Arrays, VisionData, listed_labels, listed_masks, read_image
+from quantrim.vision.data.geometry import (
     Padding,
     RandomHorizontalFlip,
     RandomPaddingCrop,
     RandomRotation,
     Resize,
     ResizeByLong,
-    Sample,
-    apply,
-    transform_named,
-    undo,
 )
+from quantrim.vision.data.optic_disc import OpticDiscImages, write_optic_disc
+from quantrim.vision.data.sample import Sample, apply, undo
+from quantrim.vision.data.transforms import transform_named
 from quantrim.vision.evaluate import (
     evaluate,
     evaluate_binary,
@@ -49,7 +48,7 @@ def test_every_generated_picture_has_one_disc_of_plausible_size_brighter_than_it
 
 def test_a_written_set_reads_back_in_optic_disc_seg_layout(tmp_path):
     write_optic_disc(tmp_path, train=2, val=1, test=1, size=48)
-    listed = ListedMasks(tmp_path, tmp_path / "train_list.txt")
+    listed = listed_masks(tmp_path, tmp_path / "train_list.txt")
     picture, mask = listed[1]
     expected, truth = OpticDiscImages(2, 48, 0)[1]
     np.testing.assert_array_equal(picture, expected)
@@ -159,7 +158,7 @@ def test_the_last_partial_batch_counts_by_its_images():
 def test_bad_lists_are_told(tmp_path, text, message):
     (tmp_path / "l.txt").write_text(text)
     with pytest.raises(DataError, match=message):
-        ListedLabels(tmp_path, tmp_path / "l.txt")
+        listed_labels(tmp_path, tmp_path / "l.txt")
 
 
 def test_unreadable_pictures_and_truncated_sets_are_told(tmp_path):

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from quantrim.errors import CheckpointError, ConfigError, QuantrimError
+from quantrim.vision.data.color import Normalize, RandomNoise
 from quantrim.vision.data.datasets import Arrays, IterationSampler, VisionData
-from quantrim.vision.data.transforms import Normalize, RandomHorizontalFlip, RandomNoise
+from quantrim.vision.data.geometry import RandomHorizontalFlip
 from quantrim.vision.evaluate import evaluate, torch_predictor
 from quantrim.vision.losses import cross_entropy
 from quantrim.vision.schedules import polynomial

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from quantrim.errors import DataError
-from quantrim.vision.data.transforms import Sample, Step, Transform, apply
+from quantrim.vision.data.sample import Sample, Step, Transform, apply
 
 Task = Literal["segmentation", "classification"]
 
@@ -108,22 +108,14 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ListedMasks:
-    """Pictures and masks named by a list file, ``image mask`` a line, relative to ``root``.
+class MaskFiles:
+    """Pictures and their masks, read when they are asked for.
 
-    Raises:
-        DataError: the list or a listed file is missing, or a line has not two names.
+    Attributes:
+        pairs: files of picture and mask.
     """
 
-    root: Path
-    list_file: Path
-    separator: str | None = None
-    pairs: tuple[tuple[Path, Path], ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        rows = _rows(self.list_file, 2, self.separator)
-        object.__setattr__(self, "pairs", tuple((self.root / a, self.root / b) for a, b in rows))
-        _require(self.list_file, [path for pair in self.pairs for path in pair])
+    pairs: tuple[tuple[Path, Path], ...]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -138,20 +130,14 @@ class ListedMasks:
 
 
 @dataclass(frozen=True)
-class ListedLabels:
-    """Pictures and class numbers named by a list file, ``image label`` a line, as ImageNet's val_list.txt."""
+class LabelFiles:
+    """Pictures and their class numbers.
 
-    root: Path
-    list_file: Path
-    rows: tuple[tuple[Path, int], ...] = field(init=False)
+    Attributes:
+        rows: file of the picture, and label.
+    """
 
-    def __post_init__(self) -> None:
-        rows = _rows(self.list_file, 2, None)
-        try:
-            object.__setattr__(self, "rows", tuple((self.root / name, int(label)) for name, label in rows))
-        except ValueError as error:
-            raise DataError(f"{self.list_file}: a label is no number ({error}).") from error
-        _require(self.list_file, [path for path, _ in self.rows])
+    rows: tuple[tuple[Path, int], ...]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -160,6 +146,31 @@ class ListedLabels:
         """Picture and label."""
         path, label = self.rows[index]
         return read_image(path), label
+
+
+def listed_masks(root: Path, list_file: Path, separator: str | None = None) -> MaskFiles:
+    """Pictures and masks named by a list file, ``image mask`` a line, relative to ``root``.
+
+    Raises:
+        DataError: the list or a listed file is missing, or a line has not two names.
+    """
+    pairs = tuple((root / image, root / mask) for image, mask in _rows(list_file, 2, separator))
+    require_files(list_file, [path for pair in pairs for path in pair])
+    return MaskFiles(pairs)
+
+
+def listed_labels(root: Path, list_file: Path, separator: str | None = None) -> LabelFiles:
+    """Pictures and class numbers named by a list file, ``image label`` a line, as ImageNet's val_list.txt.
+
+    Raises:
+        DataError: the list or a listed file is missing, or a line has not a name and a number.
+    """
+    try:
+        rows = tuple((root / name, int(label)) for name, label in _rows(list_file, 2, separator))
+    except ValueError as error:
+        raise DataError(f"{list_file}: a label is no number ({error}).") from error
+    require_files(list_file, [path for path, _ in rows])
+    return LabelFiles(rows)
 
 
 def _rows(path: Path, columns: int, separator: str | None) -> list[list[str]]:
@@ -174,7 +185,8 @@ def _rows(path: Path, columns: int, separator: str | None) -> list[list[str]]:
     return rows
 
 
-def _require(source: Path, paths: Sequence[Path]) -> None:
+def require_files(source: Path, paths: Sequence[Path]) -> None:
+    """Raise DataError, in the name of ``source``, unless all files are there."""
     missing = next((path for path in paths if not path.is_file()), None)
     if missing is not None:
         raise DataError(f"{source}: listed file {missing} does not exist.")
@@ -231,26 +243,6 @@ def _idx(path: Path) -> np.ndarray:
     if values.size != np.prod(shape):
         raise DataError(f"{path}: holds {values.size} values, its head says {'x'.join(map(str, shape))}.")
     return values.reshape(shape)
-
-
-def cifar10(root: str | Path, split: Literal["train", "val"]) -> Arrays:
-    """CIFAR-10 from its binary version (data_batch_1.bin ... test_batch.bin), which needs no pickle.
-
-    Raises:
-        DataError: a file is missing or damaged.
-    """
-    names = [f"data_batch_{i}.bin" for i in range(1, 6)] if split == "train" else ["test_batch.bin"]
-    records = []
-    for name in names:
-        path = Path(root) / name
-        if not path.is_file():
-            raise DataError(f"{path}: no such file. Unpack cifar-10-binary.tar.gz into {root}.")
-        values = np.fromfile(path, np.uint8)
-        if values.size % 3073:
-            raise DataError(f"{path}: {values.size} bytes are no whole number of CIFAR-10 records; truncated?")
-        records.append(values.reshape(-1, 3073))
-    table = np.concatenate(records)
-    return Arrays(table[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), table[:, 0])
 
 
 def batches_per_epoch(length: int, batch_size: int, world: int = 1) -> int:

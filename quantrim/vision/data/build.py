@@ -1,0 +1,168 @@
+"""From the ``train_dataset`` and ``val_dataset`` of a configuration to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from quantrim.errors import ConfigError, DataError, did_you_mean
+from quantrim.vision.data.cifar import CIFAR10, cifar10
+from quantrim.vision.data.datasets import (
+    FASHION_MNIST,
+    Source,
+    Task,
+    VisionData,
+    fashion_mnist,
+    listed_labels,
+    listed_masks,
+)
+from quantrim.vision.data.folders import (
+    CITYSCAPES_CLASSES,
+    VOC_CLASSES,
+    cityscapes,
+    class_folders,
+    pascal_voc,
+)
+from quantrim.vision.data.optic_disc import CLASSES, OpticDiscImages
+from quantrim.vision.data.transforms import transform_named
+
+if TYPE_CHECKING:
+    from quantrim.vision.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a configuration asks for.
+
+    Attributes:
+        root: folder of the data.
+        mode: "train", "val", "test" or a list that the data set knows besides.
+        spec: all keys.
+    """
+
+    root: Path
+    mode: str
+    spec: Mapping[str, Any]
+
+    @property
+    def split(self) -> Literal["train", "val"]:
+        """The split of sets that have two."""
+        return "train" if self.mode == "train" else "val"
+
+    @property
+    def list_file(self) -> Path:
+        """``{mode}_path`` of the configuration, ``{mode}_list.txt`` by default."""
+        return self.root / str(self.spec.get(f"{self.mode}_path", f"{self.mode}_list.txt"))
+
+    def number(self, key: str, default: int | None = None) -> int:
+        """An integer of the configuration; ConfigError where it is missing and has no default."""
+        value = self.spec.get(key, default)
+        if value is None:
+            raise ConfigError(f"{key} is missing.")
+        return int(value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    source: Source
+    task: Task
+    num_classes: int
+    names: tuple[str, ...] = ()
+
+
+def _generated(wanted: _Wanted) -> _Opened:
+    train = wanted.mode == "train"
+    images = OpticDiscImages(
+        wanted.number("count", 267 if train else 76),
+        wanted.number("size", 256),
+        wanted.number("seed", 0) * 3 + (0 if train else 1),
+        float(wanted.spec.get("difficulty", 0.6)),
+    )
+    return _Opened(images, "segmentation", 2, CLASSES)
+
+
+def _optic_disc(wanted: _Wanted) -> _Opened:
+    root = wanted.root
+    if not root.is_dir():
+        raise DataError(
+            f"{root}: no OpticDiscSeg here. Unpack PaddleSeg's optic_disc_seg.zip into it or write a generated "
+            f"set: python -c \"from quantrim.vision.data.optic_disc import *; write_optic_disc('{root}')\""
+        )
+    source = listed_masks(root, root / f"{wanted.mode}_list.txt", wanted.spec.get("separator"))
+    return _Opened(source, "segmentation", 2, CLASSES)
+
+
+def _cityscapes(wanted: _Wanted) -> _Opened:
+    classes = len(CITYSCAPES_CLASSES)
+    return _Opened(cityscapes(wanted.root, wanted.mode), "segmentation", classes, CITYSCAPES_CLASSES)
+
+
+def _voc(wanted: _Wanted) -> _Opened:
+    return _Opened(pascal_voc(wanted.root, wanted.mode), "segmentation", len(VOC_CLASSES), VOC_CLASSES)
+
+
+def _listed_masks(wanted: _Wanted) -> _Opened:
+    classes = wanted.number("num_classes")
+    source = listed_masks(wanted.root, wanted.list_file, wanted.spec.get("separator"))
+    return _Opened(source, "segmentation", classes)
+
+
+def _listed_labels(wanted: _Wanted) -> _Opened:
+    classes = wanted.number("num_classes", 1000)
+    source = listed_labels(wanted.root, wanted.list_file, wanted.spec.get("separator"))
+    return _Opened(source, "classification", classes)
+
+
+def _class_folders(wanted: _Wanted) -> _Opened:
+    source, names = class_folders(wanted.root / str(wanted.spec.get(f"{wanted.mode}_path", wanted.mode)))
+    return _Opened(source, "classification", len(names), names)
+
+
+def _fashion_mnist(wanted: _Wanted) -> _Opened:
+    return _Opened(fashion_mnist(wanted.root, wanted.split), "classification", 10, FASHION_MNIST)
+
+
+def _cifar10(wanted: _Wanted) -> _Opened:
+    return _Opened(cifar10(wanted.root, wanted.split), "classification", 10, CIFAR10)
+
+
+#: What ``type:`` may say.
+_DATASETS: Mapping[str, Callable[[_Wanted], _Opened]] = {
+    "SyntheticOpticDisc": _generated,
+    "OpticDiscSeg": _optic_disc,
+    "Cityscapes": _cityscapes,
+    "PascalVOC": _voc,
+    "Dataset": _listed_masks,
+    "ImageList": _listed_labels,
+    "ImageFolder": _class_folders,
+    "FashionMNIST": _fashion_mnist,
+    "Cifar10": _cifar10,
+}
+
+
+def build_data(config: Config, key: str = "train_dataset", *, seed: int = 0) -> VisionData:
+    """Data set of ``train_dataset`` or ``val_dataset``.
+
+    Raises:
+        ConfigError: unknown type, transform or argument, or the key is missing.
+        DataError: files are missing.
+    """
+    spec = config.values.get(key)
+    if not isinstance(spec, Mapping):
+        raise config.fail(key, "is missing; it is a mapping with a type.")
+    kind = str(spec.get("type"))
+    if kind not in _DATASETS:
+        raise config.fail(key, f"unknown data set {kind!r}{did_you_mean(kind, _DATASETS)}")
+    mode = str(spec.get("mode", "train" if key == "train_dataset" else "val"))
+    try:
+        transforms = tuple(transform_named(t) for t in spec.get("transforms", ()))
+        opened = _DATASETS[kind](_Wanted(Path(str(spec.get("dataset_root", "."))), mode, spec))
+    except ConfigError as error:
+        raise config.fail(key, str(error)) from error
+    declared = config.values["model"].get("num_classes")
+    if declared is not None and int(declared) != opened.num_classes:
+        raise config.fail("model.num_classes", f"is {declared}, but {key} has {opened.num_classes} classes.")
+    ignore = int(spec.get("ignore_index", 255))
+    return VisionData(opened.source, opened.task, opened.num_classes, transforms, seed, ignore, opened.names)

@@ -1,0 +1,92 @@
+"""A picture on its way to the model, and the way back of its prediction.
+
+A transform maps a :class:`Sample` and a random generator to a new sample. Images are RGB, float32 in
+0..255 until they are normalized; masks are interpolated by nearest neighbour. Sizes are (width, height),
+both on the way in and on the way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A geometric change that prediction must undo: "resize" or "pad" from a (height, width)."""
+
+    kind: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A picture on its way to the model.
+
+    Attributes:
+        image: (H, W, 3) float32 RGB.
+        mask: (H, W) uint8 labels, or None.
+        steps: geometric changes so far.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray | None = None
+    steps: tuple[Step, ...] = ()
+
+
+Transform = Callable[[Sample, np.random.Generator], Sample]
+
+
+def resized(sample: Sample, width: int, height: int) -> Sample:
+    """The sample at another size."""
+    before = Step("resize", *sample.image.shape[:2])
+    image = cv2.resize(sample.image, (width, height), interpolation=cv2.INTER_LINEAR)
+    mask = sample.mask
+    if mask is not None:
+        mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+    return Sample(image.reshape(height, width, -1), mask, (*sample.steps, before))
+
+
+def padded(sample: Sample, width: int, height: int, value: Sequence[float], label: int) -> Sample:
+    """Pad on the right and below up to the size; nothing is cut."""
+    rows, columns = sample.image.shape[:2]
+    down, right = max(0, height - rows), max(0, width - columns)
+    image = cv2.copyMakeBorder(sample.image, 0, down, 0, right, cv2.BORDER_CONSTANT, value=list(value))
+    mask = sample.mask
+    if mask is not None:
+        mask = cv2.copyMakeBorder(mask, 0, down, 0, right, cv2.BORDER_CONSTANT, value=label)  # type: ignore[call-overload]
+    image = image.reshape(*image.shape[:2], -1)  # OpenCV drops a single channel
+    return Sample(image, mask, (*sample.steps, Step("pad", rows, columns)))
+
+
+def apply(transforms: Sequence[Transform], sample: Sample, generator: np.random.Generator) -> Sample:
+    """Run transforms in order."""
+    for transform in transforms:
+        sample = transform(sample, generator)
+    return sample
+
+
+def undo(scores: np.ndarray, steps: Sequence[Step]) -> np.ndarray:
+    """Bring logits back to the size of the original picture.
+
+    Args:
+        scores: float32 (C, h, w).
+        steps: what the transforms did, in order.
+
+    Returns:
+        float32 (C, H, W).
+    """
+    for step in reversed(steps):
+        if step.kind == "pad":
+            scores = scores[:, : step.height, : step.width]
+        elif scores.shape[1:] != (step.height, step.width):
+            moved = np.ascontiguousarray(scores.transpose(1, 2, 0))
+            resized = cv2.resize(moved, (step.width, step.height), interpolation=cv2.INTER_LINEAR)
+            scores = resized.reshape(step.height, step.width, -1).transpose(2, 0, 1)
+    return scores
