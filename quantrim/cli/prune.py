@@ -176,6 +176,8 @@ def show_survey(console: Console, found: Survey, cost: Estimate | None, limit: i
         console.print(f"  stays: {frozen.layer} ({frozen.channels} channels): {frozen.reason}")
     if len(graph.frozen) > limit:
         console.print(f"  ... and {len(graph.frozen) - limit} more; --json names them all")
+    for path, reason in list(graph.unexported.items())[:limit]:
+        console.print(f"  analysed in pieces: {path or 'the whole model'}: {reason}")
     if cost is not None:
         console.print(
             f"sensitivity: at most {cost.evaluations} evaluations, about {cost.seconds:.0f} s on one worker"

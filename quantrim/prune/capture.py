@@ -153,7 +153,14 @@ def _export_largest(
         parts.append(Part(path, program))
         return
     failures[path] = program
-    for name, (child, received) in _inputs_of_children(module, arguments).items():
+    try:
+        received_by_children = _inputs_of_children(module, arguments)
+    except ModelError as error:
+        if not module.training:
+            raise
+        failures[path] = str(error)  # it may still be sound in evaluation; what training alone reaches freezes
+        return
+    for name, (child, received) in received_by_children.items():
         _export_largest(child, f"{path}.{name}".lstrip("."), received, parts, failures)
 
 
@@ -172,7 +179,10 @@ def _export(module: nn.Module, arguments: Arguments) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's own account of a failed export; its first line is in our report."""
+    """Without torch's own account of a failed export; its first line is in our report.
+
+    Besides logging, torch prints the whole graph to stderr, for which it has no switch.
+    """
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch._dynamo", "torch.fx")]
     levels = [logger.level for logger in loggers]
     try:
@@ -186,7 +196,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _inputs_of_children(module: nn.Module, arguments: Arguments) -> dict[str, tuple[nn.Module, Arguments]]:
-    """Children that are called while the module runs, with the arguments of the first call."""
+    """Children that are called while the module runs, with the arguments of the first call.
+
+    Raises:
+        ModelError: the forward fails.
+    """
     seen: dict[str, tuple[nn.Module, Arguments]] = {}
 
     def keep(name: str) -> Any:
@@ -205,8 +219,6 @@ def _inputs_of_children(module: nn.Module, arguments: Arguments) -> dict[str, tu
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             module(*arguments[0], **arguments[1])
     except Exception as error:  # the user's forward may raise anything
-        if module.training:  # it may still be sound in evaluation; what training alone reaches is frozen
-            return {}
         raise ModelError(
             f"the forward of {type(module).__name__} fails on the example inputs: {first_line(error)}. "
             "Pass example_inputs that the model accepts."

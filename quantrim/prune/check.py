@@ -206,7 +206,7 @@ def isolate(groups: Sequence[ChannelGroup], removals: dict[str, Removal], checke
 
 def without(graph: ChannelGraph, frozen: dict[str, str]) -> ChannelGraph:
     """The graph with some groups frozen."""
-    kept = [group.name not in frozen for group in graph.groups]
+    kept = np.array([group.name not in frozen for group in graph.groups], dtype=bool)
     numbers = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)
     return replace(
         graph,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from quantrim.errors import ModelError
-from quantrim.prune import ChannelGroup, channel_groups
+from quantrim.prune import ChannelGroup, channel_groups, survey
 from quantrim.prune.surgery import remove, zero
 
 
@@ -129,3 +129,25 @@ def test_module_is_left_as_it_was():
     assert module.aux.training
     for name, value in module.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_a_forward_that_fails_in_training_alone_is_pruned_and_says_so():
+    class Untrainable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                raise RuntimeError("labels are missing")
+            return self.head(self.stem(x))
+
+    graph = channel_groups(Untrainable(), EXAMPLE)
+    assert [group.name for group in graph.groups] == ["stem"]
+    assert "labels are missing" in graph.unexported[""]
+
+
+def test_a_model_without_groups_is_surveyed():
+    looked = survey(nn.Conv2d(3, 4, 1), EXAMPLE)
+    assert not looked.graph.groups
+    assert looked.largest_ratio == 0
