@@ -7,6 +7,7 @@ functions. An error names the file, the key, and the nearest legal name.
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "DiceLoss": losses.dice_loss,
     "FocalLoss": losses.focal_loss,
     "LovaszSoftmaxLoss": losses.lovasz_softmax,
+    "BCELoss": losses.binary_cross_entropy,
 }
 
 
@@ -208,6 +210,9 @@ def _loss(config: Config, entry: Mapping[str, Any], ignore_index: int) -> losses
     arguments = {key: value for key, value in entry.items() if key not in ("type", "coef")}
     if arguments.pop("ignore_index", ignore_index) != ignore_index:
         raise config.fail("loss.types", f"{kind}: ignore_index differs from the data set's {ignore_index}.")
+    legal = inspect.signature(LOSSES[kind]).parameters.keys() - {"logits", "labels"}
+    for name in arguments.keys() - legal:
+        raise config.fail("loss.types", f"{kind} has no argument {name!r}{did_you_mean(name, legal)}")
     return partial(LOSSES[kind], ignore_index=ignore_index, **arguments)
 
 

@@ -7,6 +7,7 @@ head of a model with its coefficient, as PaddleSeg's ``loss: {types, coef}`` doe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,12 +18,61 @@ from quantrim.errors import ConfigError
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = 255, smoothing: float = 0.0) -> Tensor:
-    """Mean cross entropy over the labels that count; 0 where there are none."""
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = 255,
+    smoothing: float = 0.0,
+    weight: Sequence[float] | None = None,
+) -> Tensor:
+    """Mean cross entropy over the labels that count; 0 where there are none.
+
+    With ``weight``, one a class, it is the weighted mean: divided by the sum of the weights of the labels.
+    """
+    classes = None if weight is None else torch.tensor(weight, dtype=logits.dtype, device=logits.device)
     total = F.cross_entropy(
-        logits, labels, ignore_index=ignore_index, reduction="sum", label_smoothing=smoothing
+        logits, labels, classes, ignore_index=ignore_index, reduction="sum", label_smoothing=smoothing
     )
-    return total / (labels != ignore_index).sum().clamp(min=1)
+    counted = labels[labels != ignore_index]
+    if classes is None:
+        return total / max(1, counted.numel())
+    return total / classes[counted].sum().clamp(min=1e-6)
+
+
+def binary_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = 255,
+    weight: float | Literal["dynamic"] | None = None,
+    pos_weight: float | Literal["dynamic"] | None = None,
+) -> Tensor:
+    """Binary cross entropy of each class against the rest, mean over the labels that count.
+
+    Labels become one channel a class; with a single channel of logits they are 0 and 1 themselves.
+
+    Args:
+        logits: float (N, C, ...).
+        labels: int64 (N, ...).
+        ignore_index: label that doesn't count.
+        weight: factor of the loss; "dynamic": positives and negatives each weigh twice the share of the
+            others, so that both count the same however rare one is.
+        pos_weight: factor of the positives; "dynamic": twice the share of the negatives.
+    """
+    kept = (labels != ignore_index)[:, None].expand_as(logits)
+    known = torch.where(labels == ignore_index, 0, labels)
+    if logits.shape[1] == 1:
+        truth = known[:, None].to(logits.dtype)
+    else:
+        truth = F.one_hot(known, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+    positive = (truth * kept).sum() / kept.sum().clamp(min=1)
+    factor = 2 * (1 - positive) if pos_weight == "dynamic" else pos_weight
+    scale = 2 * ((1 - positive) * truth + positive * (1 - truth)) if weight == "dynamic" else weight
+    positives = None if factor is None else torch.as_tensor(factor, dtype=logits.dtype, device=logits.device)
+    each = F.binary_cross_entropy_with_logits(logits, truth, reduction="none", pos_weight=positives)
+    each = each if scale is None else each * scale
+    return (each * kept).sum() / kept.sum().clamp(min=1)
 
 
 def ohem_cross_entropy(

@@ -40,8 +40,9 @@ def test_every_shipped_config_builds_model_loss_and_optimizer(path):
     with torch.device("meta"):
         model = build_model(config, 19)
     build_loss(config, 255)
-    optimizer, scheduler = build_optimizer(config, model)
+    optimizer, scheduler = build_optimizer(config, model, iterations=10)  # epochs would ask for the data
     assert optimizer.param_groups[0]["lr"] > 0
+    optimizer.step()
     scheduler.step()
 
 
@@ -122,3 +123,32 @@ def test_a_contradicting_number_of_classes_is_refused():
 def test_a_missing_data_set_says_how_to_get_one():
     with pytest.raises(DataError, match="write_optic_disc"):
         build_data(load_config(QUICK))
+
+
+def test_epochs_are_turned_into_iterations_and_the_schedule_ends_with_them(monkeypatch):
+    path = CONFIGS / "quick_start" / "bisenet_synthetic_disc_256x256.yml"
+    config = load_config(path, ["epochs=3", "train_dataset.count=50", "lr_scheduler.warmup_iters=0"])
+    assert config.batch_size == 8
+    assert config.iters == 3 * 6
+    assert config.iterations(batch_size=5) == 3 * 10
+    optimizer, scheduler = build_optimizer(config, torch.nn.Linear(2, 2))
+    for _ in range(18):
+        assert optimizer.param_groups[0]["lr"] > 0
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert config.iters == 3 * 3
+
+
+def test_epochs_replace_inherited_iterations_and_both_at_once_are_refused(write):
+    write(QUICK.read_text(), "base.yml")
+    assert "iters" not in load_config(write("_base_: base.yml\nepochs: 2\n")).values
+    with pytest.raises(ConfigError, match="either 'iters' or 'epochs'"):
+        load_config(write(QUICK.read_text() + "\nepochs: 2\n"))
+
+
+def test_an_unknown_argument_of_a_loss_gets_a_suggestion():
+    config = load_config(QUICK, ["loss.types.0.wieght=[1, 2]"])
+    with pytest.raises(ConfigError, match="did you mean 'weight'"):
+        build_loss(config, 255)

@@ -23,7 +23,13 @@ def test_cross_entropy_is_the_mean_over_the_labels_that_count():
 
 def test_a_batch_of_ignored_labels_costs_nothing_and_is_no_nan():
     nothing = torch.full_like(LABELS, 255)
-    for loss in (losses.cross_entropy, losses.ohem_cross_entropy, losses.focal_loss, losses.lovasz_softmax):
+    for loss in (
+        losses.cross_entropy,
+        losses.ohem_cross_entropy,
+        losses.focal_loss,
+        losses.lovasz_softmax,
+        losses.binary_cross_entropy,
+    ):
         assert float(loss(LOGITS, nothing)) == 0
 
 
@@ -41,6 +47,38 @@ def test_focal_loss_without_focus_is_cross_entropy():
     assert losses.focal_loss(LOGITS, HOLED, gamma=0.0) == pytest.approx(
         float(losses.cross_entropy(LOGITS, HOLED))
     )
+
+
+def test_class_weights_give_the_weighted_mean():
+    weights = [0.5, 1.0, 3.0]
+    expected = F.cross_entropy(LOGITS, HOLED, torch.tensor(weights), ignore_index=255)
+    assert losses.cross_entropy(LOGITS, HOLED, weight=weights) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_binary_cross_entropy_judges_each_class_against_the_rest():
+    kept = HOLED != 255
+    each = [
+        F.binary_cross_entropy_with_logits(LOGITS[:, c][kept], (HOLED[kept] == c).float()) for c in range(3)
+    ]
+    assert losses.binary_cross_entropy(LOGITS, HOLED) == pytest.approx(float(sum(each)) / 3, rel=1e-5)
+
+
+def test_a_single_channel_is_judged_against_labels_0_and_1():
+    logits, labels = LOGITS[:, :1], (LABELS == 2).long()
+    expected = F.binary_cross_entropy_with_logits(logits[:, 0], labels.float())
+    assert losses.binary_cross_entropy(logits, labels) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_dynamic_weights_make_rare_positives_count_as_much_as_the_rest():
+    labels = torch.zeros(1, 10, 10, dtype=torch.long)
+    labels[0, 0, :5] = 1
+    labels[0, 9] = 255
+    logits = torch.zeros(1, 1, 10, 10)  # every pixel loses log 2
+    share = 5 / 90
+    both = losses.binary_cross_entropy(logits, labels, weight="dynamic")
+    assert both == pytest.approx(4 * share * (1 - share) * np.log(2), rel=1e-5)
+    positives = losses.binary_cross_entropy(logits, labels, pos_weight="dynamic")
+    assert positives == pytest.approx((2 * (1 - share) * share + 1 - share) * np.log(2), rel=1e-5)
 
 
 def test_dice_and_lovasz_are_zero_for_a_perfect_prediction_and_positive_otherwise():
@@ -62,7 +100,8 @@ def test_lovasz_of_hard_predictions_is_the_jaccard_loss():
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "ohem_cross_entropy", "bootstrapped_cross_entropy",
-                                  "dice_loss", "focal_loss", "lovasz_softmax"])  # fmt: skip
+                                  "dice_loss", "focal_loss", "lovasz_softmax",
+                                  "binary_cross_entropy"])  # fmt: skip
 def test_every_loss_has_a_finite_gradient(name):
     logits = LOGITS.clone().requires_grad_(True)
     getattr(losses, name)(logits, HOLED).backward()
