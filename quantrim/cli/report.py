@@ -1,4 +1,4 @@
-"""``quantrim report``: a result's JSON as an HTML page."""
+"""``quantrim report``: results' JSON as an HTML page."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import typer
 
 
 def report(
-    result: Annotated[Path, typer.Argument(help="JSON that ptq or demo wrote.")],
+    results: Annotated[
+        list[Path],
+        typer.Argument(metavar="RESULT.json...", help="What ptq, qat, prune, bench or inspect wrote."),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help=".html file.")],
+    title: Annotated[str | None, typer.Option(help="Heading; the first result's name by default.")] = None,
 ) -> None:
-    """Write a self-contained HTML page of a result."""
-    from quantrim.errors import DataError
-    from quantrim.files import read_json
-    from quantrim.report import write_report
+    """Write one self-contained HTML page of results; training and sensitivity beside them are drawn, too."""
+    from quantrim.report import read_result, write_report
 
-    value = read_json(result)
-    if not isinstance(value, dict) or "engines" not in value:
-        raise DataError(f"{result}: no result of ptq or demo (key 'engines' is missing).")
-    write_report(output, f"quantrim: {Path(value['output']).name}", value)
+    found = [read_result(path) for path in results]
+    write_report(output, title or f"quantrim: {found[0].name}", *found)
     typer.echo(f"{output}")

@@ -1,49 +1,150 @@
-"""Charts as inline SVG: no script, no file beside the page, colours from the page's own variables."""
+"""Charts without a script or a file beside the page; colours are the page's own variables.
+
+Labels are HTML and only shapes are SVG, stretched to the width there is, so that text keeps its size on
+a phone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
+
+_SIDE = 1000.0  # of the plots' own coordinates
 
 
-def bars(rows: Sequence[tuple[str, float, str]], unit: str) -> Markup:
-    """Horizontal bars from zero.
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bar from zero.
+
+    Attributes:
+        label: name on the left, or above on a phone.
+        value: length.
+        kind: CSS class of its colour: "fp32", "bf16", "int8".
+        upper: end of a thin line beyond the bar, such as the 90th percentile; None for none.
+        text: printed behind the bar instead of value and unit.
+    """
+
+    label: str
+    value: float
+    kind: str
+    upper: float | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line through points with rising x.
+
+    Attributes:
+        label: for the legend; empty for none.
+        points: (x, y).
+        kind: CSS class of its colour.
+        dashed: drawn as a reference.
+    """
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    kind: str
+    dashed: bool = False
+
+
+def bars(rows: Sequence[Bar], unit: str, digits: int = 2) -> Markup:
+    """Horizontal bars on one scale, each with its number."""
+    top = max((max(row.value, row.upper or 0.0) for row in rows), default=1.0) or 1.0
+    parts = []
+    for row in rows:
+        length = 100 * max(row.value, 0.0) / top
+        fill = Markup('<i class="{}" style="width:{:.2f}%"></i>').format(row.kind, length)
+        if row.upper is not None and row.upper > row.value:
+            whisker = '<i class="whisker" style="left:{:.2f}%;width:{:.2f}%"></i>'
+            fill += Markup(whisker).format(length, 100 * row.upper / top - length)
+        text = row.text if row.text is not None else f"{row.value:.{digits}f} {unit}"
+        parts.append(
+            Markup('<div class="bar"><span class="label">{}</span><span class="track">{}</span>'
+                   '<span class="value">{}</span></div>').format(row.label, fill, text)
+        )  # fmt: skip
+    return Markup('<div class="bars">{}</div>').format(Markup("").join(parts))
+
+
+def widths(rows: Sequence[tuple[str, int, int]]) -> Markup:
+    """What is left of each: (label, before, after); the removed part is pale."""
+    top = max((before for _, before, _ in rows), default=1) or 1
+    parts = []
+    for label, before, after in rows:
+        shapes = Markup(
+            '<i class="gone" style="width:{:.2f}%"></i><i class="int8 over" style="width:{:.2f}%"></i>'
+        ).format(100 * before / top, 100 * after / top)
+        parts.append(
+            Markup('<div class="bar slim"><span class="label">{}</span><span class="track">{}</span>'
+                   '<span class="value">{}</span></div>').format(label, shapes, f"{before} → {after}")
+        )  # fmt: skip
+    return Markup('<div class="bars">{}</div>').format(Markup("").join(parts))
+
+
+def columns(points: Sequence[tuple[str, float]], unit: str) -> Markup:
+    """One column for each named value; the name shows when the column is pointed at."""
+    top = max((value for _, value in points), default=1.0) or 1.0
+    step = _SIDE / max(1, len(points))
+    column = Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" class="int8">{}</rect>')
+    parts = []
+    for index, (name, value) in enumerate(points):
+        tall = _SIDE * max(value, 0.0) / top
+        title = Markup("<title>{}</title>").format(f"{name}: {value:.1f} {unit}")
+        parts.append(column.format((index + 0.1) * step, _SIDE - tall, 0.8 * step, tall, title))
+    shapes = Markup("").join(parts)
+    return _plot(shapes, [f"{top:.0f} {unit}", f"{top / 2:.0f}", "0"], ["first layer", "last layer"])
+
+
+def lines(series: Sequence[Line], x_label: str, *, digits: int = 3, from_zero: bool = False) -> Markup:
+    """Lines on common axes.
 
     Args:
-        rows: (label, value, CSS class) of each bar.
-        unit: printed behind the value.
+        series: at least one line with a point.
+        x_label: what the x axis counts.
+        digits: of the numbers at the y axis.
+        from_zero: the y axis starts at zero, else at the smallest value.
     """
-    top = max((value for _, value, _ in rows), default=1.0) or 1.0
-    step, width = 30, 640
-    parts = [f'<svg viewBox="0 0 {width} {step * len(rows)}" role="img" class="chart">']
-    for index, (label, value, kind) in enumerate(rows):
-        y, length = index * step, 380 * value / top
-        parts.append(
-            f'<text x="120" y="{y + 19}" class="label" text-anchor="end">{escape(label)}</text>'
-            f'<rect x="130" y="{y + 5}" width="{max(length, 1):.1f}" height="20" class="{escape(kind)}"/>'
-            f'<text x="{138 + length:.1f}" y="{y + 19}" class="value">{value:.2f} {escape(unit)}</text>'
-        )
-    return Markup("".join(parts) + "</svg>")
+    xs = [x for line in series for x, _ in line.points]
+    ys = [y for line in series for _, y in line.points]
+    low, high = (0.0 if from_zero else min(ys)), max(ys)
+    span = (high - low) or 1.0
+    width = (max(xs) - min(xs)) or 1.0
+    shapes = Markup("").join(_path(line, min(xs), width, low, span) for line in series)
+    ticks = [f"{high:.{digits}f}", f"{(low + high) / 2:.{digits}f}", f"{low:.{digits}f}"]
+    legend = Markup("").join(
+        Markup('<span class="key"><i class="{}"></i>{}</span>').format(line.kind, line.label)
+        for line in series
+        if line.label
+    )
+    ends = [f"{min(xs):g}", x_label, f"{max(xs):g}"]
+    plot = _plot(shapes, ticks, ends)
+    return plot + Markup('<p class="legend">{}</p>').format(legend) if legend else plot
 
 
-def curve(points: Sequence[tuple[str, float]], unit: str) -> Markup:
-    """One column for each named value; the name shows when the column is pointed at."""
-    width, height, base, left = 640.0, 160.0, 150.0, 46.0
-    top = max((value for _, value in points), default=1.0) or 1.0
-    step = (width - left) / max(1, len(points))
-    parts = [f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" class="chart">']
-    for share in (0.0, 0.5, 1.0):
-        y = base - 130 * share
-        parts.append(f'<line x1="{left:.0f}" x2="{width:.0f}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        parts.append(f'<text x="2" y="{y + 4:.1f}" class="tick">{top * share:.0f} {escape(unit)}</text>')
-    for index, (name, value) in enumerate(points):
-        tall = 130 * max(value, 0.0) / top
-        parts.append(
-            f'<rect x="{left + (index + 0.1) * step:.2f}" y="{base - tall:.2f}" width="{0.8 * step:.2f}" '
-            f'height="{tall:.2f}" class="int8"><title>{escape(name)}: {value:.1f} {escape(unit)}</title></rect>'
-        )
-    return Markup("".join(parts) + "</svg>")
+def _path(line: Line, left: float, width: float, low: float, span: float) -> Markup:
+    points = " ".join(
+        f"{_SIDE * (x - left) / width:.1f},{_SIDE - _SIDE * (y - low) / span:.1f}" for x, y in line.points
+    )
+    dashes = Markup(' stroke-dasharray="5 4"') if line.dashed else Markup()
+    return Markup('<polyline points="{}" class="line {}"{}/>').format(points, line.kind, dashes)
+
+
+def curve(points: Sequence[tuple[float, float]], top: float, mark: float | None = None) -> Markup:
+    """A small curve over shares 0..1 with square-root heights.
+
+    Args:
+        points: (share, height >= 0), share rising.
+        top: height of the frame, common to all curves that are compared.
+        mark: share to mark with an upright line.
+    """
+    path = " ".join(f"{200 * x:.1f},{58 - 54 * (max(y, 0.0) / top) ** 0.5:.1f}" for x, y in points)
+    upright = Markup()
+    if mark is not None:
+        upright = Markup('<line x1="{0:.1f}" x2="{0:.1f}" y1="0" y2="60" class="mark"/>').format(200 * mark)
+    line = Markup('<polyline points="{}" class="line int8"/>').format(path)
+    return Markup('<svg viewBox="0 0 200 60" role="img" class="frame">{}{}</svg>').format(upright, line)
 
 
 def histogram(edges: Sequence[float], counts: Sequence[float], low: float, high: float) -> Markup:
@@ -55,13 +156,34 @@ def histogram(edges: Sequence[float], counts: Sequence[float], low: float, high:
         return 200 * min(max((value - left) / span, 0.0), 1.0)
 
     parts = [
-        '<svg viewBox="0 0 200 60" role="img" class="chart">'
-        f'<rect x="{x(low):.1f}" y="0" width="{x(high) - x(low):.1f}" height="60" class="kept"/>'
+        Markup(
+            '<svg viewBox="0 0 200 60" role="img" class="frame">'
+            '<rect x="{:.1f}" y="0" width="{:.1f}" height="60" class="kept"/>'
+        ).format(x(low), x(high) - x(low))
     ]
     for start, end, count in zip(edges, edges[1:], counts, strict=False):
         tall = 56 * count**0.5 / top
         parts.append(
-            f'<rect x="{x(start):.2f}" y="{60 - tall:.2f}" width="{max(x(end) - x(start), 0.3):.2f}" '
-            f'height="{tall:.2f}" class="fp32"/>'
+            Markup('<rect x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}" class="fp32"/>').format(
+                x(start), 60 - tall, max(x(end) - x(start), 0.3), tall
+            )
         )
-    return Markup("".join(parts) + "</svg>")
+    return Markup("").join(parts) + Markup("</svg>")
+
+
+def _plot(shapes: Markup, y_ticks: Sequence[str], x_ticks: Sequence[str]) -> Markup:
+    """Shapes in a frame with grid lines; ticks from top to bottom and from left to right."""
+    grid = Markup("").join(
+        Markup('<line x1="0" x2="1000" y1="{0:.1f}" y2="{0:.1f}" class="grid"/>').format(
+            _SIDE * index / (len(y_ticks) - 1)
+        )
+        for index in range(len(y_ticks))
+    )
+    y_axis, x_axis = (
+        Markup("").join(Markup("<span>{}</span>").format(tick) for tick in ticks)
+        for ticks in (y_ticks, x_ticks)
+    )
+    return Markup(
+        '<div class="plot"><div class="y">{}</div><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" '
+        'role="img">{}{}</svg><div class="x">{}</div></div>'
+    ).format(y_axis, grid, shapes, x_axis)

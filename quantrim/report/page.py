@@ -2,56 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from quantrim.files import write_text
-from quantrim.report.charts import bars, curve, histogram
-
-_HISTOGRAMS = 24
-_NAMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
+from quantrim.report.results import Json, Result, result_of
 
 
-def write_report(path: str | Path, title: str, result: Mapping[str, Any]) -> None:
-    """Write the page of one result; sections without data are left out.
+def write_report(path: str | Path, title: str, *results: Json | Result) -> None:
+    """Write one page of results; sections without data are left out, links are relative to the page.
 
     Args:
         path: .html file.
         title: heading.
-        result: JSON value of ``ptq`` or ``demo``: engines, size_mb, histograms, layers, accuracy, samples,
-            machine (see :meth:`quantrim.post_training.PtqResult.to_json`).
+        results: values that ``ptq``, the demo, ``qat``, ``prune``, ``bench`` or ``inspect`` wrote as JSON.
+
+    Raises:
+        DataError: a value is not of one of them, or not complete.
     """
+    found = [result if isinstance(result, Result) else result_of(result) for result in results]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(), trim_blocks=True
     )
     page = environment.get_template("page.html").render(
-        title=title,
-        result=result,
-        engines=[_engine(engine) for engine in result.get("engines", ())],
-        layers=_layers(result.get("layers", ())),
-        histograms=_histograms(result.get("histograms", ())),
+        title=title, parts=[_part(number, result, Path(path)) for number, result in enumerate(found, 1)]
     )
     write_text(path, page)
 
 
-def _engine(engine: Mapping[str, Any]) -> dict[str, Any]:
-    times = engine["latency_ms"]
-    rows = [(name.upper(), times[name], name) for name in ("fp32", "bf16", "int8") if times.get(name)]
-    return {**engine, "name": _NAMES.get(engine["verdict"]["engine"], "?"), "chart": bars(rows, "ms")}
+def _part(number: int, result: Result, page: Path) -> dict[str, Any]:
+    view = result.view()
+    return {
+        "id": f"part{number}",
+        "command": result.command,
+        "name": result.name,
+        "headline": view.headline,
+        "sections": view.sections,
+        "machine": _machine(result.rows[0].get("machine")),
+        "links": [(file.name, _relative(file, page)) for file in result.files()],
+    }
 
 
-def _layers(layers: Sequence[Mapping[str, Any]]) -> Any:
-    """SQNR of the tensors that linear layers make, in order of execution."""
-    chosen = [layer for layer in layers if layer["op"] in ("Conv", "Gemm", "MatMul", "ConvTranspose")]
-    return curve([(layer["node"], layer["sqnr_db"]) for layer in chosen], "dB") if chosen else None
+def _relative(file: Path, page: Path) -> str:
+    return Path(os.path.relpath(file, page.parent)).as_posix()
 
 
-def _histograms(histograms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {"tensor": one["tensor"], "low": one["low"], "high": one["high"],
-         "chart": histogram(one["edges"], one["counts"], one["low"], one["high"])}
-        for one in histograms[:_HISTOGRAMS]
-    ]  # fmt: skip
+def _machine(machine: Mapping[str, Any] | None) -> str:
+    if not machine:
+        return ""
+    flags = ", ".join(flag for flag in machine.get("flags", ()) if flag not in ("avx2", "avx512f"))
+    cores = f"{machine['cores']} core{'s' if machine['cores'] != 1 else ''}"
+    return " · ".join(part for part in (f"{machine['processor']}, {cores}", flags, machine["date"]) if part)

@@ -1,47 +1,177 @@
+"""The page as a browser and an HTML parser see it."""
+
+import copy
+import json
+import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from quantrim.post_training import ptq
-from quantrim.report import write_report
-from quantrim.report.charts import bars, histogram
+from quantrim.cli import app
+from quantrim.errors import DataError
+from quantrim.report import read_result, write_report
 
-
-@pytest.fixture(scope="module")
-def result(residual_onnx, images, tmp_path_factory):
-    return ptq(residual_onnx, images, tmp_path_factory.mktemp("r") / "int8.onnx").to_json()
+VOID = {"meta", "img", "br"}
 
 
-def test_the_page_stands_alone_and_says_the_headline_first(result, tmp_path):
-    write_report(tmp_path / "r.html", "a <b>title</b>", result)
-    page = (tmp_path / "r.html").read_text()
-    assert result["engines"][0]["headline"] in page
-    assert "a &lt;b&gt;title" in page
-    for outside in ("<script", "http://", "https://", "<link"):
-        assert outside not in page
+class Page(HTMLParser):
+    """Headings, links, and whether every tag is closed where it should be."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.titles: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "a":
+            self.links.append(dict(attrs)["href"])
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("h1", "h2"):
+            self.titles.append(data)
 
 
-def test_bars_are_as_long_as_their_values():
-    svg = str(bars([("FP32", 2.0, "fp32"), ("INT8", 1.0, "int8")], "ms"))
-    assert 'width="380.0"' in svg
-    assert 'width="190.0"' in svg
+@pytest.fixture
+def page(ptq_value, inspect_value, bench_value, qat_file, prune_file, tmp_path) -> Path:
+    """A page of one result of each kind."""
+    found = [read_result(qat_file), read_result(prune_file), bench_value, ptq_value, inspect_value]
+    write_report(tmp_path / "page.html", "a <b>title</b>", *found)
+    return tmp_path / "page.html"
 
 
-def test_a_histogram_shades_the_range_that_is_kept():
-    assert '<rect x="50.0" y="0" width="100.0"' in str(histogram([0, 1, 2, 3, 4], [1, 2, 2, 1], 1, 3))
+def test_the_page_of_all_results_is_sound_and_stands_alone(page, ptq_value):
+    text = page.read_text()
+    parsed = Page(text)
+    assert "a <b>title</b>" in parsed.titles
+    assert ptq_value["engines"][0]["headline"] in text
+    for outside in ("<script", "http://", "https://", "<link", "@import", "url("):
+        assert outside not in text
+    expected = ["Accuracy", "Training curve", "OpenVINO", "ONNX Runtime", "The file", "Cost", "Retraining",
+                "Channels of each group", "Sensitivity", "Layers that were left alone",
+                "Latency: OpenVINO, 1 thread, batch 2", "Activations and the range that is kept",
+                "Time by precision", "Signal to quantization noise, layer by layer"]  # fmt: skip
+    assert set(expected) <= set(parsed.titles)
 
 
-@pytest.mark.slow
+def test_links_are_relative_and_lead_to_files(page):
+    links = [link for link in Page(page.read_text()).links if not link.startswith("#")]
+    assert {
+        "qat/qat.json",
+        "qat/run.json",
+        "prune/prune.json",
+        "prune/model.pth",
+        "prune/sensitivity.json",
+    } <= {*links}
+    assert all((page.parent / link).is_file() for link in links)
+
+
+def test_qat_shows_fp32_fake_quant_and_engine_side_by_side(qat_file, tmp_path):
+    write_report(tmp_path / "p.html", "t", read_result(qat_file))
+    text = re.sub(r"<[^>]+>", " ", (tmp_path / "p.html").read_text())
+    for words in ("top1 0.9123 in FP32, 0.9099 in INT8 on the engine (-0.0024)",
+                  "calibrated only (PTQ)  0.8911", "trained (best, iteration 200)  0.9102",
+                  "INT8 file on OpenVINO  0.9099", "Simulation to engine: -0.0003", "99.99\N{NO-BREAK SPACE}%"):  # fmt: skip
+        assert words in text
+
+
+def test_a_calibrated_state_that_beat_training_is_the_first_thing_said(qat_file, tmp_path):
+    value = json.loads(qat_file.read_text()) | {"chosen": "ptq"}
+    write_report(tmp_path / "p.html", "t", value)
+    assert '<p class="headline">Training did not beat calibration' in (tmp_path / "p.html").read_text()
+
+
+def test_a_pruned_model_that_is_not_faster_is_the_first_thing_said(prune_file, tmp_path):
+    value = json.loads(prune_file.read_text()) | {"latency_ms": {"before": 8.0, "after": 8.5}}
+    write_report(tmp_path / "p.html", "t", value)
+    assert '<p class="headline">The pruned model is not faster here' in (tmp_path / "p.html").read_text()
+
+
+def test_bench_takes_speedups_against_the_first_model_of_an_engine(bench_value, tmp_path):
+    write_report(tmp_path / "p.html", "t", bench_value)
+    text = re.sub(r"<[^>]+>", " ", (tmp_path / "p.html").read_text())
+    assert "int8.onnx on OpenVINO with 1.00 ms" in text  # two images in 2 ms
+    assert re.search(r"int8\.onnx\s+2\.00\s+2\.10\s+2\.40\s+0\.10\s+1000\.0\s+4\.00x\s+\+75\.0%", text)
+    assert re.search(r"int8\.onnx\s+4\.00\s.*1\.00x\s+\+0\.0%", text)
+
+
+def test_what_stands_in_a_result_is_escaped(bench_value, tmp_path):
+    bench_value[0]["model"] = "<img src=x onerror=alert(1)>.onnx"
+    write_report(tmp_path / "p.html", "t", bench_value)
+    assert "<img src=x" not in (tmp_path / "p.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "value", [{}, [], [1], {"command": "sing"}, {"command": "export", "output": "x"}, [{"model": "x"}]]
+)
+def test_json_of_no_known_verb_is_one_clear_error(value, tmp_path):
+    with pytest.raises(DataError, match="not a result of ptq, qat, prune, bench, inspect"):
+        write_report(tmp_path / "p.html", "t", value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["ptq", "qat", "prune", "inspect"])
+def test_a_result_with_missing_keys_is_one_clear_error(command, tmp_path):
+    with pytest.raises(DataError, match=f"not a complete result of {command}"):
+        write_report(tmp_path / "p.html", "t", {"command": command, "output": "x", "engines": [{}]})
+    assert not list(tmp_path.iterdir())
+
+
+def test_any_missing_key_of_a_real_result_is_a_clear_error_or_a_page(qat_file, prune_file, tmp_path):
+    for path in (qat_file, prune_file):
+        whole = json.loads(path.read_text())
+        for key in whole:
+            value = copy.deepcopy(whole)
+            del value[key]
+            try:
+                write_report(tmp_path / "p.html", "t", value)
+            except DataError as error:
+                assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
+
+
+def test_the_verb_takes_several_files_and_names_what_it_wrote(qat_file, bench_value, tmp_path):
+    (tmp_path / "bench.json").write_text(json.dumps(bench_value))
+    words = ["report", str(qat_file), str(tmp_path / "bench.json"), "-o", str(tmp_path / "page.html")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert done.output.strip() == str(tmp_path / "page.html")
+    assert Page((tmp_path / "page.html").read_text()).links[:2] == ["#part1", "#part2"]
+
+
+FRAMES = """<title>waiting</title><script>
+let seen = [];
+addEventListener("message", event => { seen.push(event.data); document.title = seen.join(";") });
+</script><iframe src="page.html" width="400" height="900" style="border:0"></iframe>
+<iframe src="page.html" width="1280" height="900" style="border:0"></iframe>"""
+PROBE = """<script>addEventListener("load", () =>
+parent.postMessage([innerWidth, document.documentElement.scrollWidth].join(" "), "*"))</script></body>"""
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
-@pytest.mark.parametrize("width", [1280, 500])
-def test_the_page_does_not_overflow_in_a_browser(result, tmp_path, width):
-    write_report(tmp_path / "r.html", "title", result)
-    page = (tmp_path / "r.html").read_text()
-    probe = "<script>document.title=document.documentElement.scrollWidth+' '+innerWidth</script></body>"
-    (tmp_path / "r.html").write_text(page.replace("</body>", probe))
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-               f"--window-size={width},900", "--dump-dom", f"file://{tmp_path}/r.html"]  # fmt: skip
+def test_nothing_overflows_on_a_phone_or_on_a_desktop(page, tmp_path):
+    page.write_text(page.read_text().replace("</body>", PROBE))
+    (tmp_path / "frames.html").write_text(FRAMES)
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+               "--disable-background-networking", "--disable-component-update", "--window-size=1400,1900",
+               f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
+               f"file://{tmp_path}/frames.html"]  # fmt: skip
     dom = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
-    scroll, inner = map(int, dom.split("<title>")[1].split("</title>")[0].split())
-    assert scroll <= inner
+    told = dom.split("<title>")[1].split("</title>")[0].split(";")
+    sizes = sorted(tuple(map(int, one.split())) for one in told)
+    assert [inner for inner, _ in sizes] == [400, 1280]
+    assert all(scroll <= inner for inner, scroll in sizes)

@@ -1,0 +1,104 @@
+"""Cards that several results share: what an engine said, float layers, layer errors, training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from quantrim.report.advice import recommendation, what_would_help
+from quantrim.report.charts import Bar, Line, bars, columns, lines
+from quantrim.report.html import Section, bullets, joined, paragraph, percent, table
+
+NAMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
+_LINEAR = ("Conv", "Gemm", "MatMul", "ConvTranspose")
+_FALLBACKS = 40
+
+
+def engine_name(word: str) -> str:
+    """The engine's name for people."""
+    return NAMES.get(word, word)
+
+
+def engine_sections(result: Mapping[str, Any]) -> list[Section]:
+    """One card for each engine of a result."""
+    flags = result["machine"]["flags"] if result.get("machine") else None
+    return [_engine(engine, result.get("target"), flags) for engine in result.get("engines", ())]
+
+
+def _engine(engine: Mapping[str, Any], target: str | None, flags: Sequence[str] | None) -> Section:
+    times, verdict = engine["latency_ms"], engine["verdict"]
+    rows = [Bar(name.upper(), times[name], name) for name in ("fp32", "bf16", "int8") if times.get(name)]
+    agreement = Markup("").join(paragraph(_agreement(one)) for one in engine.get("agreement", ()))
+    executed = (
+        f"{verdict['int8_layers']} of {verdict['layers']} layers ran in INT8, {verdict['conversions']} only "
+        "convert. Interleaved medians."
+    )
+    hints = what_would_help(engine, target, flags)
+    advice = None
+    if hints:
+        advice = paragraph(f"{recommendation(times)} What would help INT8:", "warn") + bullets(hints)
+    body = joined(
+        paragraph(engine["headline"], "headline"), bars(rows, "ms"), advice, agreement, paragraph(executed)
+    )
+    return Section(engine_name(verdict["engine"]), body)
+
+
+def _agreement(one: Mapping[str, Any]) -> str:
+    same = "" if one["top1"] is None else f", same arg max {percent(one['top1'])}"
+    return f"output {one['output']}: SQNR {one['sqnr_db']:.1f} dB, cosine {one['cosine']:.4f}{same}"
+
+
+def fallback_sections(verdicts: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """The linear layers that stayed float, for each engine that has some."""
+    sections = []
+    for verdict in verdicts:
+        found = verdict["fallbacks"]
+        if not found:
+            continue
+        rows = [(f["node"], f["op"], f["reason"], percent(f["mac_share"], 2)) for f in found[:_FALLBACKS]]
+        rest = len(found) - len(rows)
+        note = paragraph(f"... and {rest} more, each with less work.") if rest else None
+        body = joined(table(("layer", "op", "reason", "share of MACs"), rows, left=3), note)
+        sections.append(Section(f"Float layers on {engine_name(verdict['engine'])}", body, wide=True))
+    return sections
+
+
+def layer_sections(layers: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """SQNR of the tensors that linear layers make, in order of execution, and the worst of all tensors."""
+    if not layers:
+        return []
+    linear = [(layer["node"], layer["sqnr_db"]) for layer in layers if layer["op"] in _LINEAR]
+    worst = sorted(layers, key=lambda layer: layer["sqnr_db"])[:8]
+    rows = [(one["tensor"], one["op"], f"{one['sqnr_db']:.1f}", f"{one['cosine']:.5f}") for one in worst]
+    body = joined(
+        columns(linear, "dB") if linear else None,
+        table(("tensor with the largest error", "op", "SQNR dB", "cosine"), rows, left=2),
+    )
+    return [Section("Signal to quantization noise, layer by layer", body, wide=True)]
+
+
+def training_section(
+    title: str, history: Sequence[Mapping[str, float]], key: str | None, reference: float | None
+) -> Section | None:
+    """Loss, and the metric with a dashed line at its reference, over the iterations; None without data.
+
+    Args:
+        title: heading.
+        history: entries with "iteration" and "loss", or with "iteration" and metrics.
+        key: the metric.
+        reference: value to compare with, such as FP32's.
+    """
+    losses = [(one["iteration"], one["loss"]) for one in history if "loss" in one]
+    values = [(one["iteration"], one[key]) for one in history if key in one] if key else []
+    parts = []
+    if losses:
+        parts.append(paragraph("training loss") + lines([Line("", losses, "fp32")], "iteration"))
+    if values:
+        drawn = [Line(str(key), values, "int8")]
+        if reference is not None:
+            ends = sorted({values[0][0], values[-1][0]})
+            drawn.append(Line("FP32", [(x, reference) for x in ends], "fp32", dashed=True))
+        parts.append(paragraph(f"{key} on the validation set") + lines(drawn, "iteration", digits=4))
+    return Section(title, joined(*parts)) if parts else None
