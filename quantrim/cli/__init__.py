@@ -8,6 +8,7 @@ import typer
 
 from quantrim.cli import (
     bench,
+    binarize,
     demo,
     doctor,
     evaluate,
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("binarize")(binarize.binarize)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("ptq")(ptq.ptq)

@@ -3,49 +3,153 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantrim.cli.options import InputShapeOption, parse_floats, parse_shape
 from quantrim.cli.output import JsonOption, console_for, emit_json
-from quantrim.cli.train import ConfigOption, SetOption
+from quantrim.cli.train import SetOption
 from quantrim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from quantrim.vision.config import Config
+    from quantrim.vision.runs import Loaded
+    from quantrim.vision.views import Predict, Views
+
+WeightsOption = Annotated[Path | None, typer.Option(help="torch weights.")]
+ModelOption = Annotated[Path | None, typer.Option(help=".onnx file, run on --engine.")]
+ScalesOption = Annotated[
+    str | None, typer.Option(help="Scales whose predictions are joined, e.g. 0.75,1,1.25.")
+]
+FlipOption = Annotated[
+    bool | None, typer.Option("--flip/--no-flip", "--flip-horizontal", help="Also mirrored left and right.")
+]
+FlipVerticalOption = Annotated[
+    bool | None, typer.Option("--flip-vertical/--no-flip-vertical", help="Also mirrored top and bottom.")
+]
+CropSizeOption = Annotated[
+    str | None, typer.Option("--crop-size", metavar="W,H", help="Slide a window of this size.")
+]
+StrideOption = Annotated[
+    str | None, typer.Option("--stride", metavar="W,H", help="Steps of the window; 2/3 of it by default.")
+]
+
+
+def views_from(
+    config: Config,
+    scales: str | None,
+    flip: bool | None,
+    flip_vertical: bool | None,
+    crop_size: str | None,
+    stride: str | None,
+) -> Views:
+    """Views of the configuration's ``test_config``, changed by the options that were given."""
+    from quantrim.vision.views import views_of
+
+    return views_of(config).changed(
+        scales=None if scales is None else parse_floats(scales, "--scales"),
+        flip_horizontal=flip,
+        flip_vertical=flip_vertical,
+        crop_size=_pair(crop_size, "--crop-size"),
+        stride=_pair(stride, "--stride"),
+    )
+
+
+def _pair(text: str | None, option: str) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    values = parse_floats(text, option)
+    if len(values) != 2 or any(value < 1 or value != int(value) for value in values):
+        raise ConfigError(f"{option} {text!r} is no width and height such as 512,512.")
+    return int(values[0]), int(values[1])
+
+
+def predictor_of(loaded: Loaded, model: Path | None, engine: str, threads: int | None = None) -> Predict:
+    """The file on its engine, or else the weights."""
+    from quantrim.engines import open_session
+    from quantrim.vision.evaluate import engine_predictor, torch_predictor
+
+    if model is None:
+        return torch_predictor(loaded.model)
+    return engine_predictor(open_session(model, engine, threads=threads))
 
 
 def evaluate(
-    config: ConfigOption,
-    weights: Annotated[Path | None, typer.Option(help="torch weights.")] = None,
-    model: Annotated[Path | None, typer.Option(help=".onnx file, run on --engine.")] = None,
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="YAML configuration.")] = None,
+    weights: WeightsOption = None,
+    model: ModelOption = None,
     engine: Annotated[str, typer.Option()] = "openvino",
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    limit: Annotated[int | None, typer.Option(help="Use the first so many pictures.")] = None,
-    scales: Annotated[str, typer.Option(help="Scales of multi-scale evaluation, e.g. 0.75,1,1.25.")] = "1",
-    flip: Annotated[bool, typer.Option("--flip", help="Also mirrored.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="8 by default; 50 with --binary.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many pictures.")] = None,
+    scales: ScalesOption = None,
+    flip: FlipOption = None,
+    flip_vertical: FlipVerticalOption = None,
+    crop_size: CropSizeOption = None,
+    stride: StrideOption = None,
+    binary: Annotated[
+        Path | None, typer.Option(help="Binary data of `quantrim binarize`, instead of --config.")
+    ] = None,
+    input_shape: InputShapeOption = None,
+    skip_batch_num: Annotated[int, typer.Option(min=0, help="With --binary: batches not timed.")] = 0,
+    batch_num: Annotated[int, typer.Option(min=0, help="With --binary: batches to use; 0 for all.")] = 0,
     threads: Annotated[int | None, typer.Option()] = None,
     sets: SetOption = None,
     json_target: JsonOption = None,
 ) -> None:
-    """Evaluate torch weights, or an ONNX file on an engine, on a configuration's validation set."""
-    from quantrim.cli.options import parse_floats
-    from quantrim.engines import open_session
-    from quantrim.vision.config import load_config
-    from quantrim.vision.evaluate import engine_predictor, multi_scale, torch_predictor
-    from quantrim.vision.evaluate import evaluate as run
-    from quantrim.vision.runs import load
-
-    if (weights is None) == (model is None):
-        raise ConfigError("give either --weights or --model.")
-    loaded = load(load_config(config, sets or ()), weights)
-    if model is None:
-        predict = torch_predictor(loaded.model)
+    """Evaluate torch weights, or an ONNX file on an engine, on a validation set or on binary data."""
+    if binary is not None:
+        if model is None or config is not None or weights is not None:
+            raise ConfigError("--binary is for files on engines: give --model, and no --config or --weights.")
+        metrics = _on_binary(
+            binary, model, engine, threads, input_shape, batch_size or 50, skip_batch_num, batch_num
+        )
     else:
-        predict = engine_predictor(open_session(model, engine, threads=threads))
-    factors = parse_floats(scales, "--scales")
-    if factors != (1.0,) or flip:
-        predict = multi_scale(predict, factors, flip=flip)
-    metrics = run(predict, loaded.data, batch_size=batch_size, limit=limit)
+        if config is None:
+            raise ConfigError("give --config, or --binary with --model.")
+        if (weights is None) == (model is None):
+            raise ConfigError("give either --weights or --model.")
+        from quantrim.vision.config import load_config
+        from quantrim.vision.evaluate import evaluate as run
+        from quantrim.vision.runs import load
+
+        loaded = load(load_config(config, sets or ()), weights)
+        views = views_from(loaded.config, scales, flip, flip_vertical, crop_size, stride)
+        predict = views.of(predictor_of(loaded, model, engine, threads))
+        metrics = run(predict, loaded.data, batch_size=batch_size or 8, limit=limit)
     console = console_for(json_target)
     for name, value in metrics.items():
         text = ", ".join(f"{v:.4f}" for v in value) if isinstance(value, list) else f"{value:.4f}"
         console.print(f"{name}: {text}")
     emit_json({"command": "evaluate", "model": str(model or weights), "metrics": metrics}, json_target)
+
+
+def _on_binary(
+    binary: Path,
+    model: Path,
+    engine: str,
+    threads: int | None,
+    input_shape: str | None,
+    batch_size: int,
+    skip_batch_num: int,
+    batch_num: int,
+) -> dict[str, Any]:
+    from quantrim.engines import open_session
+    from quantrim.vision.data.binary import evaluate_binary, read_binary
+    from quantrim.vision.evaluate import engine_predictor
+
+    session = open_session(model, engine, threads=threads)
+    shape = parse_shape(input_shape) or session.inputs[0].shape
+    if len(shape) != 4 or any(size is None for size in shape[1:]):
+        raise ConfigError(f"{model}: input has shape {shape}; give --input-shape N,C,H,W.")
+    images, labels = read_binary(binary, (int(shape[1] or 0), int(shape[2] or 0), int(shape[3] or 0)))
+    return {
+        **evaluate_binary(
+            engine_predictor(session),
+            images,
+            labels,
+            batch_size=batch_size,
+            skip_batch_num=skip_batch_num,
+            batch_num=batch_num,
+        )
+    }

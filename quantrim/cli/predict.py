@@ -7,6 +7,17 @@ from typing import Annotated
 
 import typer
 
+from quantrim.cli.evaluate import (
+    CropSizeOption,
+    FlipOption,
+    FlipVerticalOption,
+    ModelOption,
+    ScalesOption,
+    StrideOption,
+    WeightsOption,
+    predictor_of,
+    views_from,
+)
 from quantrim.cli.output import JsonOption, console_for, emit_json
 from quantrim.cli.train import ConfigOption, SetOption
 from quantrim.errors import ConfigError
@@ -15,28 +26,36 @@ from quantrim.errors import ConfigError
 def predict(
     config: ConfigOption,
     images: Annotated[Path, typer.Option(help="Picture, folder, or list file.")],
-    weights: Annotated[Path | None, typer.Option(help="torch weights.")] = None,
-    model: Annotated[Path | None, typer.Option(help=".onnx file, run on --engine.")] = None,
+    weights: WeightsOption = None,
+    model: ModelOption = None,
     engine: Annotated[str, typer.Option()] = "openvino",
     save_dir: Annotated[Path, typer.Option()] = Path("output/result"),
+    scales: ScalesOption = None,
+    flip: FlipOption = None,
+    flip_vertical: FlipVerticalOption = None,
+    crop_size: CropSizeOption = None,
+    stride: StrideOption = None,
     sets: SetOption = None,
     json_target: JsonOption = None,
 ) -> None:
     """Predict pictures; segmentation writes added_prediction/ and pseudo_color_prediction/."""
-    from quantrim.engines import open_session
     from quantrim.vision.config import export_transforms, load_config
-    from quantrim.vision.evaluate import engine_predictor, torch_predictor
     from quantrim.vision.runs import load, predict_files
 
     if (weights is None) == (model is None):
         raise ConfigError("give either --weights or --model.")
     loaded = load(load_config(config, sets or ()), weights)
-    if model is None:
-        predictor = torch_predictor(loaded.model)
-    else:
-        predictor = engine_predictor(open_session(model, engine))
+    views = views_from(loaded.config, scales, flip, flip_vertical, crop_size, stride)
     _, transforms = export_transforms(loaded.config)
-    results = predict_files(predictor, images, transforms, loaded.data.task, save_dir, loaded.data.class_names)
+    results = predict_files(
+        views.of(predictor_of(loaded, model, engine)),
+        images,
+        transforms,
+        loaded.data.task,
+        save_dir,
+        loaded.data.class_names,
+        grey=loaded.data.source[0][0].shape[2] == 1,
+    )
     console = console_for(json_target)
     for result in results:
         console.print(result)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -15,9 +13,7 @@ from quantrim.errors import DataError
 from quantrim.vision.data.datasets import VisionData
 from quantrim.vision.data.sample import Sample, undo
 from quantrim.vision.metrics import ConfusionMatrix, TopK
-
-#: Batch of images, float32 (N, C, H, W) → logits (N, classes, ...).
-Predict = Callable[[np.ndarray], np.ndarray]
+from quantrim.vision.views import Predict
 
 
 def torch_predictor(model: nn.Module) -> Predict:
@@ -104,126 +100,3 @@ def classes_of(scores: np.ndarray, sample: Sample) -> np.ndarray:
         wide = undo(scores.reshape(1, *scores.shape[-2:]).astype(np.float32), sample.steps)
         return np.rint(wide[0]).astype(np.int64)
     return undo(scores, sample.steps).argmax(axis=0)
-
-
-def multi_scale(
-    predict: Predict, scales: Sequence[float], *, flip: bool = False, multiple: int = 32
-) -> Predict:
-    """Sum of soft-max scores over scaled (always from the original picture) and mirrored copies."""
-
-    def combined(images: np.ndarray) -> np.ndarray:
-        tensor = torch.from_numpy(images)
-        height, width = tensor.shape[-2:]
-        total = torch.zeros(())
-        for scale in scales:
-            size = [max(multiple, round(side * scale / multiple) * multiple) for side in (height, width)]
-            scaled = nn.functional.interpolate(tensor, size=size, mode="bilinear", align_corners=False)
-            for mirrored in (False, True) if flip else (False,):
-                view = scaled.flip(3) if mirrored else scaled
-                scores = torch.from_numpy(predict(np.ascontiguousarray(view.numpy()))).softmax(dim=1)
-                scores = scores.flip(3) if mirrored else scores
-                total = total + nn.functional.interpolate(scores, size=(height, width), mode="bilinear")
-        return total.numpy()
-
-    return combined
-
-
-def sliding_window(predict: Predict, crop: tuple[int, int], stride: tuple[int, int]) -> Predict:
-    """Mean of the logits of overlapping crops; ``crop`` and ``stride`` are (width, height)."""
-
-    def combined(images: np.ndarray) -> np.ndarray:
-        height, width = images.shape[-2:]
-        columns, rows = (
-            sorted({*range(0, max(1, size - c), s), max(0, size - c)})
-            for size, c, s in zip((width, height), crop, stride, strict=True)
-        )
-        total: Any = 0
-        count = np.zeros((height, width), np.float32)
-        for top in rows:
-            for left in columns:
-                window = (..., slice(top, top + crop[1]), slice(left, left + crop[0]))
-                scores = predict(np.ascontiguousarray(images[window]))
-                if np.isscalar(total):
-                    total = np.zeros((*scores.shape[:2], height, width), np.float32)
-                total[window] += scores
-                count[window] += 1
-        return total / count
-
-    return combined
-
-
-def read_binary(path: str | Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of seed 001's binary format, mapped, not read.
-
-    Little-endian int64 N; N x float32 (C, H, W); N x int64 labels.
-
-    Args:
-        path: the file.
-        shape: (C, H, W) of an image.
-
-    Raises:
-        DataError: the size does not fit the head.
-    """
-    path = Path(path)
-    if not path.is_file() or path.stat().st_size < 8:
-        raise DataError(f"{path}: no such binary data file, or an empty one.")
-    count = int(np.fromfile(path, "<i8", 1)[0])
-    expected = 8 + count * (4 * int(np.prod(shape)) + 8)
-    if count < 0 or path.stat().st_size != expected:
-        raise DataError(
-            f"{path}: {path.stat().st_size} bytes, but {count} images of {'x'.join(map(str, shape))} need "
-            f"{expected}. The file is truncated, or its images have another shape."
-        )
-    images = np.memmap(path, "<f4", "r", 8, (count, *shape))
-    labels = np.memmap(path, "<i8", "r", 8 + images.nbytes, (count,))
-    return images, labels
-
-
-def write_binary(path: str | Path, data: VisionData) -> int:
-    """Write a classification set in that format, one image at a time; the number written."""
-    from quantrim.files import atomic_path
-
-    labels = []
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.array([len(data)], "<i8").tofile(file)
-        for index in range(len(data)):
-            sample, truth = data.sample(index)
-            np.ascontiguousarray(sample.image.transpose(2, 0, 1), "<f4").tofile(file)
-            labels.append(int(truth))
-        np.array(labels, "<i8").tofile(file)
-    return len(data)
-
-
-def evaluate_binary(
-    predict: Predict,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    batch_size: int = 50,
-    skip_batch_num: int = 0,
-    batch_num: int = 0,
-) -> dict[str, float]:
-    """Top-1/top-5 over a binary set, and latency without the first ``skip_batch_num`` batches.
-
-    Args:
-        predict: images → logits.
-        images: float32 (N, C, H, W).
-        labels: int64 (N,).
-        batch_size: images a batch; the last, smaller one counts by its images.
-        skip_batch_num: warm-up batches left out of the latency, kept in the accuracy.
-        batch_num: batches to use; 0 for all.
-    """
-    import time
-
-    counter, seconds, timed = TopK(), 0.0, 0
-    starts = range(0, len(labels), batch_size)
-    for number, start in enumerate(starts[: batch_num or None]):
-        batch = np.ascontiguousarray(images[start : start + batch_size])
-        begin = time.perf_counter()
-        logits = predict(batch)
-        if number >= skip_batch_num:
-            seconds, timed = seconds + time.perf_counter() - begin, timed + len(batch)
-        counter.add(logits, np.asarray(labels[start : start + batch_size]))
-    rate = timed / seconds if seconds else 0.0
-    metrics = {key: float(value) for key, value in counter.metrics().items()}  # type: ignore[arg-type]
-    return {**metrics, "images": float(counter.samples), "images_per_second": rate}

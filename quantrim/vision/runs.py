@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor, nn
 
 from quantrim.calibrate.samples import image_files
@@ -28,12 +29,24 @@ from quantrim.vision.config import (
 from quantrim.vision.data.datasets import VisionData, read_image
 from quantrim.vision.data.sample import Sample, Transform, apply
 from quantrim.vision.data.transforms import transform_named
-from quantrim.vision.evaluate import Predict, classes_of, evaluate, torch_predictor
+from quantrim.vision.evaluate import classes_of, evaluate, torch_predictor
 from quantrim.vision.models import load_weights
 from quantrim.vision.train import TrainResult, TrainSettings, train
+from quantrim.vision.views import Predict, views_of
 
-PALETTE = np.array([[0, 0, 0], [0, 200, 90], [220, 60, 40], [40, 90, 220], [240, 190, 20], [160, 60, 200],
-                    [60, 200, 220], [240, 120, 160]], np.uint8)  # fmt: skip
+
+def _palette() -> np.ndarray:
+    """uint8 (256, 3): black, seven colours that stand out on photographs, then PASCAL VOC's colour map."""
+    numbers = np.arange(256)
+    bits = [[numbers >> (3 * level + channel) & 1 for level in range(3)] for channel in range(3)]
+    voc = np.array([sum(bit << (7 - level) for level, bit in enumerate(each)) for each in bits], np.uint8).T
+    first = [[0, 0, 0], [0, 200, 90], [220, 60, 40], [40, 90, 220], [240, 190, 20], [160, 60, 200],
+             [60, 200, 220], [240, 120, 160]]  # fmt: skip
+    return np.concatenate([np.array(first, np.uint8), voc[len(first) :]])
+
+
+#: Colour of each class.
+PALETTE = _palette()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +112,11 @@ def train_config(
 
 
 def validation(config: Config, limit: int | None = None) -> Callable[[nn.Module], dict[str, float]]:
-    """Function module → scalar metrics on the validation set."""
-    data = build_data(config, "val_dataset")
+    """Function module → scalar metrics on the validation set, as ``test_config`` says."""
+    data, views = build_data(config, "val_dataset"), views_of(config)
 
     def judge(model: nn.Module) -> dict[str, float]:
-        metrics = evaluate(torch_predictor(model), data, limit=limit)
+        metrics = evaluate(views.of(torch_predictor(model)), data, limit=limit)
         return {key: value for key, value in metrics.items() if isinstance(value, float)}
 
     return judge
@@ -211,10 +224,12 @@ def predict_files(
     task: str,
     save_dir: str | Path,
     class_names: Sequence[str] = (),
+    grey: bool = False,
 ) -> list[dict[str, Any]]:
     """Predict pictures one by one.
 
-    Segmentation writes ``added_prediction/`` (overlay) and ``pseudo_color_prediction/`` (palette PNG).
+    Segmentation writes ``added_prediction/`` (overlay) and ``pseudo_color_prediction/`` (palette PNG whose
+    indices are the classes), in the folders that the pictures have below the source.
 
     Args:
         predict: images → logits.
@@ -223,6 +238,7 @@ def predict_files(
         task: "segmentation" or "classification".
         save_dir: where pictures go.
         class_names: names for the classes.
+        grey: the model takes pictures of one channel.
 
     Returns:
         One entry a picture: image, and classes with probabilities or shares of the area.
@@ -231,26 +247,36 @@ def predict_files(
     results: list[dict[str, Any]] = []
     for path in image_files(Path(source)):
         picture = read_image(path)
-        sample = apply(transforms, Sample(picture.astype(np.float32)), generator)
+        shown = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[:, :, None] if grey else picture
+        sample = apply(transforms, Sample(shown.astype(np.float32)), generator)
         scores = predict(np.ascontiguousarray(sample.image.transpose(2, 0, 1)[None], np.float32))[0]
         if task == "classification":
             results.append({"image": str(path), "classes": _ranked(scores, class_names)})
             continue
         classes = classes_of(scores, sample)
-        write_prediction(picture, classes, Path(save_dir), path.stem)
+        write_prediction(picture, classes, Path(save_dir), _below(path, Path(source)))
         shares = np.bincount(classes.ravel(), minlength=1) / classes.size
         named = {_class_name(i, class_names): float(share) for i, share in enumerate(shares) if share}
         results.append({"image": str(path), "area": named})
     return results
 
 
-def write_prediction(picture: np.ndarray, classes: np.ndarray, save_dir: Path, name: str) -> None:
+def _below(path: Path, source: Path) -> Path:
+    """Where a picture lies below the folder, or the folder of the list file, that it came from."""
+    folder = (source if source.is_dir() else source.parent).resolve()
+    path = path.resolve()  # a list may name pictures as ../a.png
+    return path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+
+
+def write_prediction(picture: np.ndarray, classes: np.ndarray, save_dir: Path, name: Path) -> None:
     """Overlay (60 % picture, 40 % colour) and palette picture of a prediction."""
-    colors = PALETTE[classes % len(PALETTE)]
-    overlay = (0.6 * picture + 0.4 * colors).astype(np.uint8)
-    for folder, pixels in (("added_prediction", overlay), ("pseudo_color_prediction", colors)):
-        with atomic_path(save_dir / folder / f"{name}.png") as temporary:
-            cv2.imwrite(str(temporary), pixels[:, :, ::-1])
+    indices = (classes % len(PALETTE)).astype(np.uint8)
+    colors = Image.fromarray(indices).convert("P")
+    colors.putpalette(PALETTE.tobytes())
+    overlay = Image.fromarray((0.6 * picture + 0.4 * PALETTE[indices]).astype(np.uint8))
+    for folder, image in (("added_prediction", overlay), ("pseudo_color_prediction", colors)):
+        with atomic_path(save_dir / folder / name.with_suffix(".png")) as temporary:
+            image.save(temporary)
 
 
 def _ranked(scores: np.ndarray, names: Sequence[str], count: int = 5) -> list[Mapping[str, Any]]:

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 from quantrim.engines import open_session
 from quantrim.engines.bench import bench
 from quantrim.post_training import ptq
-from quantrim.vision.evaluate import engine_predictor, evaluate_binary, read_binary
+from quantrim.vision.data.binary import evaluate_binary, read_binary
+from quantrim.vision.evaluate import engine_predictor
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (3, 32, 32)

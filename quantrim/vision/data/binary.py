@@ -1,0 +1,138 @@
+"""Classification data in one binary file, and a model's accuracy and pace on it.
+
+The format of oneDNN's INT8 demos (Paddle's full_ILSVRC2012_val_preprocess.py), little-endian: int64 N, then
+N x float32 (C, H, W), then N x int64 labels. It holds pictures ready for the model, so that nothing but the
+model is timed.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantrim.errors import DataError
+from quantrim.files import atomic_path
+from quantrim.vision.data.datasets import VisionData
+from quantrim.vision.metrics import TopK
+from quantrim.vision.views import Predict
+
+
+def read_binary(path: str | Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels, mapped, not read.
+
+    Args:
+        path: the file.
+        shape: (C, H, W) of an image.
+
+    Returns:
+        float32 (N, C, H, W) and int64 (N,).
+
+    Raises:
+        DataError: the size does not fit the head.
+    """
+    path = Path(path)
+    if not path.is_file() or path.stat().st_size < 8:
+        raise DataError(f"{path}: no such binary data file, or an empty one.")
+    count = int(np.fromfile(path, "<i8", 1)[0])
+    expected = 8 + count * (4 * int(np.prod(shape)) + 8)
+    if count < 1 or path.stat().st_size != expected:
+        raise DataError(
+            f"{path}: {path.stat().st_size} bytes, but {count} images of {'x'.join(map(str, shape))} need "
+            f"{expected}. The file is truncated, empty, or its images have another shape."
+        )
+    images = np.memmap(path, "<f4", "r", 8, (count, *shape))
+    labels = np.memmap(path, "<i8", "r", 8 + images.nbytes, (count,))
+    return images, labels
+
+
+def write_binary(path: str | Path, data: VisionData, limit: int | None = None) -> tuple[int, ...]:
+    """Write a classification set, one image at a time.
+
+    Args:
+        path: the file; it appears when it is whole.
+        data: pictures with the transforms of validation.
+        limit: write the first so many; all by default.
+
+    Returns:
+        Shape (N, C, H, W) of what was written.
+
+    Raises:
+        DataError: it is no classification set, it is empty, or its images differ in shape.
+    """
+    if data.task != "classification":
+        raise DataError("the binary format holds one label an image; this is a segmentation set.")
+    count = min(len(data), limit or len(data))
+    shape: tuple[int, ...] | None = None
+    labels = []
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.array([count], "<i8").tofile(file)
+        for index in range(count):
+            sample, truth = data.sample(index)
+            image = np.ascontiguousarray(sample.image.transpose(2, 0, 1), "<f4")
+            shape = image.shape if shape is None else shape
+            if image.shape != shape:
+                raise DataError(
+                    f"image {index} has shape {image.shape}, image 0 {shape}; the binary format holds equal "
+                    "shapes. Add Resize or CenterCrop to the transforms."
+                )
+            image.tofile(file)
+            labels.append(int(truth))
+        if shape is None:
+            raise DataError("the data set to write is empty.")
+        np.array(labels, "<i8").tofile(file)
+    return (count, *shape)
+
+
+def evaluate_binary(
+    predict: Predict,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int = 50,
+    skip_batch_num: int = 0,
+    batch_num: int = 0,
+) -> dict[str, float]:
+    """Top-1/top-5 over a binary set, and latency without the first ``skip_batch_num`` batches.
+
+    Args:
+        predict: images → logits.
+        images: float32 (N, C, H, W).
+        labels: int64 (N,).
+        batch_size: images a batch; the last, smaller one counts by its images.
+        skip_batch_num: warm-up batches left out of the latency, kept in the accuracy.
+        batch_num: batches to use; 0 for all.
+
+    Returns:
+        top1, top5, images, and where a batch was timed, images_per_second and latency_ms (of a batch).
+
+    Raises:
+        DataError: a label is no class of the model.
+    """
+    counter, seconds, timed = TopK(), [], 0
+    starts = range(0, len(labels), batch_size)
+    for number, start in enumerate(starts[: batch_num or None]):
+        batch = np.ascontiguousarray(images[start : start + batch_size])
+        truth = np.asarray(labels[start : start + batch_size])
+        begin = time.perf_counter()
+        logits = predict(batch)
+        if number >= skip_batch_num:
+            seconds.append(time.perf_counter() - begin)
+            timed += len(batch)
+        _check_labels(logits, truth)
+        counter.add(logits, truth)
+    metrics: dict[str, Any] = {**counter.metrics(), "images": float(counter.samples)}
+    if seconds:
+        metrics["images_per_second"] = timed / sum(seconds)
+        metrics["latency_ms"] = 1e3 * float(np.median(seconds))
+    return metrics
+
+
+def _check_labels(logits: np.ndarray, labels: np.ndarray) -> None:
+    if logits.ndim != 2 or not 0 <= labels.min() <= labels.max() < logits.shape[1]:
+        raise DataError(
+            f"labels {labels.min()} to {labels.max()} don't fit outputs of shape {logits.shape}. The model "
+            "must give one row of logits an image."
+        )
