@@ -321,7 +321,8 @@ def _sites(
                 leaves = adder is not None and _adds_in_place(run, adder)
                 out_of_place.update({adder} if leaves else ())
                 keep = adder is not None and not leaves
-                write = Write(index, tensor, groups[tensor], member, keep, _may_reuse(run, tensor))
+                free = _may_reuse(run, tensor, codes[groups[tensor]])
+                write = Write(index, tensor, groups[tensor], member, keep, free)
                 writes.setdefault(run.maker[tensor], []).append(write)
     weights = {name: _weight_use(run.calls[name], groups) for name in plan.weights}
     names = dict.fromkeys((*reads, *writes, *weights, *biases, *filter(None, out_of_place)))
@@ -380,13 +381,16 @@ def _adds_in_place(run: Trace, site: str) -> bool:
     return call is not None and call.op == "add" and call.outputs[0] not in run.overwritten
 
 
-def _may_reuse(run: Trace, tensor: str) -> bool:
+def _may_reuse(run: Trace, tensor: str, codes: Codes) -> bool:
     """Whether the memory of a tensor is free: its maker doesn't look at its result in the backward pass.
 
-    For a ReLU that a quantizer replaces, the memory is that of the ReLU's argument.
+    For a ReLU that a quantizer replaces, the memory is that of the ReLU's argument. One that is computed, since
+    it shares a quantizer with tensors that have a sign, needs its result.
     """
     call = run.calls[run.maker[tensor]]
     if call.op in ("relu", "clip"):
+        if not _clamps_alike(call, codes):
+            return False
         source = call.inputs[0][1]
         if source not in run.maker or source in run.overwritten or source in run.graph.outputs:
             return False
@@ -397,11 +401,16 @@ def _may_reuse(run: Trace, tensor: str) -> bool:
 
 def _is_relu(call: Call, writes: Iterable[Write], codes: Mapping[str, Codes]) -> bool:
     made = [codes[write.group] for write in writes]
-    if len(made) != 1 or not made[0].non_negative:
+    return len(made) == 1 and _clamps_alike(call, made[0])
+
+
+def _clamps_alike(call: Call, codes: Codes) -> bool:
+    """Whether the call clips to what the codes hold anyway."""
+    if not codes.non_negative:
         return False
     if call.op == "relu":
         return True
-    return call.op == "clip" and call.attributes["low"] == 0 and call.attributes["high"] in (made[0].cap, None)
+    return call.op == "clip" and call.attributes["low"] == 0 and call.attributes["high"] in (codes.cap, None)
 
 
 def _weight_use(call: Call, groups: Mapping[str, str]) -> WeightUse:

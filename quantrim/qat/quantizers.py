@@ -120,9 +120,8 @@ def affine_qparams(low: Tensor, high: Tensor, codes: Codes) -> tuple[Tensor, Ten
         zero_point = torch.clamp(torch.round(codes.low - low / scale), codes.low, codes.high)
         return scale, zero_point
     reach = high if codes.non_negative else torch.maximum(-low, high)
-    if codes.cap is not None:
-        reach = torch.clamp(reach, max=codes.cap)
-    scale = torch.clamp(reach / codes.high, min=SMALLEST_SCALE)
+    cap = None if codes.cap is None else codes.cap / codes.high
+    scale = torch.clamp(reach / codes.high, min=SMALLEST_SCALE, max=cap)
     return scale, torch.zeros_like(scale)
 
 
@@ -136,9 +135,7 @@ def code_bounds(codes: Codes, zero_point: Tensor) -> tuple[Any, Any]:
 def batch_range(x: Tensor, codes: Codes) -> tuple[Tensor, Tensor]:
     """Smallest and largest value of a batch, widened to hold zero and cut at what can occur."""
     if codes.non_negative:
-        high = torch.clamp(x.amax().float(), min=0.0)
-        if codes.cap is not None:
-            high = torch.clamp(high, max=codes.cap)
+        high = torch.clamp(x.amax().float(), min=0.0, max=codes.cap)
         return torch.zeros_like(high), high
     low, high = torch.aminmax(x)
     return torch.clamp(low.float(), max=0.0), torch.clamp(high.float(), min=0.0)
@@ -165,6 +162,8 @@ class MovingAverage(ActivationQuantizer):
 
     @override
     def bounds(self) -> tuple[Tensor, Tensor]:
+        if self.members == 1:
+            return self.low[0], self.high[0]
         return self.low.amin(), self.high.amax()
 
     @override
@@ -178,9 +177,10 @@ class MovingAverage(ActivationQuantizer):
     @override
     def observe(self, x: Tensor, member: int) -> None:
         low, high = batch_range(x, self.codes)
-        weight = self.weight[member].mul_(self.rate).add_(1)
-        self.low[member].add_((low - self.low[member]) / weight)
-        self.high[member].add_((high - self.high[member]) / weight)
+        share = self.weight[member].mul_(self.rate).add_(1).reciprocal()
+        self.high[member].lerp_(high, share)
+        if not self.codes.non_negative:
+            self.low[member].lerp_(low, share)
 
 
 class BatchRange(MovingAverage):

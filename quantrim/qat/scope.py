@@ -8,7 +8,6 @@ module call, so a block that gradient checkpointing runs again gets the same nam
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 
@@ -25,8 +24,8 @@ class Frame:
 
     path: str
     name: str
-    calls: Counter[str] = field(default_factory=Counter)
-    visits: Counter[str] = field(default_factory=Counter)
+    calls: dict[str, int] = field(default_factory=dict)
+    visits: dict[str, int] = field(default_factory=dict)
 
 
 class Scope:
@@ -48,7 +47,7 @@ class Scope:
     def site(self, op: str) -> str:
         """Name of a call of ``op`` that happens now; counts it."""
         frame = self.frames[-1]
-        count = frame.calls[op]
+        count = frame.calls.get(op, 0)
         frame.calls[op] = count + 1
         place = f"{frame.name}/{op}" if frame.name else op
         return f"{place}:{count}" if count else place
@@ -62,7 +61,7 @@ class Scope:
         if not self.frames:
             return path
         parent = self.frames[-1]
-        visit = parent.visits[path]
+        visit = parent.visits.get(path, 0)
         parent.visits[path] = visit + 1
         inside = not parent.path or path.startswith(parent.path + ".")
         relative = path[len(parent.path) :].lstrip(".") if inside else path

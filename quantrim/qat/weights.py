@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from quantrim.qat.config import QATConfig, fresh
-from quantrim.qat.fake_quantize import clip, fake_quantize, learned_step, straight_through
+from quantrim.qat.fake_quantize import clip, clipped_codes, fake_quantize, learned_step, straight_through
 from quantrim.ranges.scales import DEAD_CHANNEL_SHARE
 
 _SMALLEST_SCALE = 1e-8
@@ -49,14 +49,21 @@ class WeightQuantizer(nn.Module):
         return straight_through(weight, scale)
 
 
-def abs_max_scale(weight: Tensor, axis: int | None, largest: int) -> Tensor:
+def abs_max_scale(weight: Tensor, axis: int | None, largest: int, cap: Tensor | None = None) -> Tensor:
     """Scale that covers every value; channels that are all but dead get no finer one than others.
 
     The floor is that of :func:`quantrim.ranges.weight_scales`: a tiny scale would overflow the bias.
+
+    Args:
+        weight: the weight.
+        axis: output-channel dimension, or None for one scale per tensor.
+        largest: largest code.
+        cap: where the weight is clipped, None where it is not.
     """
     weight = weight.detach()
     dims = [dim for dim in range(weight.dim()) if dim != axis]
     peaks = torch.maximum(weight.amax(dim=dims, keepdim=True), -weight.amin(dim=dims, keepdim=True)).float()
+    peaks = peaks if cap is None else torch.minimum(peaks, cap)
     floor = torch.clamp(peaks.amax() * DEAD_CHANNEL_SHARE, min=largest * _SMALLEST_SCALE)
     return torch.maximum(peaks, floor) / largest
 
@@ -147,6 +154,32 @@ class LearnedStepWeight(WeightQuantizer):
         return learned_step(weight, step, None, -float(self.largest), float(self.largest), gain)
 
 
+class ClippedQuantizer(WeightQuantizer):
+    """PACT before the abs-max scale of each channel: what :class:`ClippedWeight` does first, in one go."""
+
+    def __init__(self, bits: int, axis: int | None) -> None:
+        super().__init__(bits, axis)
+        self.threshold = nn.Parameter(torch.tensor(20.0))
+
+    @override
+    def start(self, weight: Tensor) -> None:
+        with torch.no_grad():
+            self.threshold.copy_(weight.detach().abs().amax())
+
+    @override
+    def scale(self, weight: Tensor) -> Tensor:
+        return abs_max_scale(weight, self.axis, self.largest, self._end().detach())
+
+    def _end(self) -> Tensor:
+        return self.threshold.abs().clamp_min(_SMALLEST_SCALE)
+
+    @override
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = self.scale(weight)
+        return clipped_codes(weight, scale, self._end(), self.largest)
+
+
 class ClippedWeight(nn.Module):
     """PACT on a weight: ``y = x - relu(x - a) + relu(-a - x)``, clipping to [-a, a] with a learned ``a``.
 
@@ -176,15 +209,17 @@ def weight_quantizer(config: QATConfig, axis: int, shape: tuple[int, ...]) -> nn
     if config.weight == "lsq":
         return LearnedStepWeight(config.weight_bits, kept, shape)
     if config.weight == "abs_max":
-        return WeightQuantizer(config.weight_bits, kept)
+        kind = ClippedQuantizer if config.weight_preprocess == "pact" else WeightQuantizer
+        return kind(config.weight_bits, kept)
     rate = config.moving_rate if config.weight == "moving_average" else None
     return TrackedWeight(config.weight_bits, kept, shape, rate, config.window_size)
 
 
 def weight_preprocess(config: QATConfig) -> nn.Module | None:
-    """The module applied to a weight before its quantizer, or None."""
+    """The module applied to a weight before its quantizer; None without one, or where the quantizer does it."""
     if config.weight_preprocess is None:
         return None
     if isinstance(config.weight_preprocess, str):
-        return ClippedWeight()
+        done = config.weight == "abs_max" and config.weight_quantizer is None
+        return None if done else ClippedWeight()
     return fresh(config.weight_preprocess)

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from quantrim.qat.config import QATConfig
-from quantrim.qat.fake_quantize import Leave, clip, fake_quantize, learned_clip, learned_step, straight_through
+from quantrim.qat.fake_quantize import (
+    Leave,
+    _dot,
+    clip,
+    fake_quantize,
+    learned_clip,
+    learned_step,
+    straight_through,
+)
 from quantrim.qat.quantizers import (
     BatchRange,
     Codes,
@@ -21,7 +29,13 @@ from quantrim.qat.quantizers import (
     WindowRange,
     codes_for,
 )
-from quantrim.qat.weights import ClippedWeight, LearnedStepWeight, TrackedWeight, WeightQuantizer
+from quantrim.qat.weights import (
+    ClippedQuantizer,
+    ClippedWeight,
+    LearnedStepWeight,
+    TrackedWeight,
+    WeightQuantizer,
+)
 from quantrim.ranges import Range, activation_scale
 
 U8 = codes_for("u8", 8, False, None)
@@ -139,8 +153,59 @@ def test_learned_thresholds_get_the_gradients_of_what_they_clip(leave: Leave):
     scale = torch.tensor(2 / 255)
     weight = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
     (learned_clip(x, scale, bottom, top, -128.0, 127.0, leave) * weight).sum().backward()
-    assert (bottom.grad.item(), top.grad.item()) == (1.0, 24.0)
+    assert bottom.grad.item() == pytest.approx(1.0, abs=1e-4)
+    assert top.grad.item() == pytest.approx(24.0, abs=1e-4)
     assert x.grad.tolist() == [0, 2, 4, 0, 0]
+
+
+@pytest.mark.parametrize("leave", [Leave(), Leave(marked=True)])
+def test_one_threshold_of_symmetric_codes_is_moved_by_what_both_ends_clip(leave: Leave):
+    """PaddleSlim's ``x - relu(x - a) + relu(-a - x)`` moves its lower end, too."""
+    x = torch.tensor([-3.0, -0.5, 0.5, 3.0], requires_grad=True)
+    top = torch.tensor(1.0, requires_grad=True)
+    weight = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    (learned_clip(x, torch.tensor(1 / 127), None, top, -128.0, 127.0, leave) * weight).sum().backward()
+    assert top.grad.item() == pytest.approx(8 - 128 / 127, abs=1e-4)
+    assert x.grad.tolist() == [0, 2, 4, 0]
+
+
+@pytest.mark.parametrize("leave", [Leave(), Leave(marked=True)])
+def test_a_threshold_that_clips_nothing_gets_no_gradient(leave: Leave):
+    x = torch.rand(64, requires_grad=True)
+    top = torch.tensor(1.0, requires_grad=True)
+    (learned_clip(x, torch.tensor(1 / 255), None, top, 0.0, 255.0, leave) * torch.randn(64)).sum().backward()
+    assert top.grad.item() == 0
+
+
+@pytest.mark.parametrize("threshold", [0.8, 100.0])
+def test_clipping_and_rounding_a_weight_in_one_go_is_the_same_as_one_after_the_other(threshold: float):
+    torch.manual_seed(0)
+    weight, coefficients = torch.randn(6, 5, 3, 3), torch.randn(6, 5, 3, 3)
+    weight[0] *= 0.1
+    fused, before, after = ClippedQuantizer(8, 0), ClippedWeight(), WeightQuantizer(8, 0)
+    grads = []
+    for module, quantize in ((fused, fused), (before, lambda w: after(before(w)))):
+        with torch.no_grad():
+            module.threshold.fill_(threshold)
+        leaf = weight.clone().requires_grad_()
+        y = quantize(leaf)
+        (y * coefficients).sum().backward()
+        grads.append((y.detach(), leaf.grad, module.threshold.grad))
+    for got, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sums_of_products_don_t_depend_on_the_memory_layout():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    expected = (x * y).sum()
+    last = torch.channels_last
+    for left, right in (
+        (x, y),
+        (x.to(memory_format=last), y.to(memory_format=last)),
+        (x, y.mT.mT.to(memory_format=last)),
+    ):
+        torch.testing.assert_close(_dot(left, right), expected)
 
 
 def test_pact_on_weights_is_the_tutorials_expression():

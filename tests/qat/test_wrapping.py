@@ -333,6 +333,21 @@ def test_an_in_place_op_whose_result_is_dropped_still_reads_quantized(tmp_path: 
     assert qat.export(tmp_path / "statement.onnx").agreement.beyond_edge == 0
 
 
+def test_a_relu_that_shares_a_quantizer_with_signed_tensors_keeps_its_result_for_the_backward_pass():
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), nn.Conv2d(3, 4, 1)
+            self.head = nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.cat([F.relu(self.left(x)), self.right(x)], 1))
+
+    qat = QAT(Joined(), EXAMPLE)
+    assert qat.plan.groups["relu"] == qat.plan.groups["right/conv"]
+    assert len(train_step(qat.module.train())) == 8
+
+
 def test_keyword_inputs_work(tmp_path: Path):
     class Two(nn.Module):
         def __init__(self) -> None:
