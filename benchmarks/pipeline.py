@@ -13,8 +13,11 @@ import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from quantrim.files import write_json
@@ -38,20 +41,23 @@ def pipeline_rate(data: VisionData, batch_size: int, workers: int, seconds: floa
     return images / (time.perf_counter() - start)
 
 
+def made(data: VisionData, index: int) -> tuple[np.ndarray, np.ndarray | int]:
+    """A picture as the transforms leave it, with its truth."""
+    sample, truth = data.sample(index)
+    return sample.image, truth if sample.mask is None else sample.mask
+
+
 def step_rate(config: Config, data: VisionData, steps: int, amp: bool) -> float:
     """Images a second of the training step alone, on pictures that are ready."""
     model = build_model(config, data.num_classes)
     optimizer, scheduler = build_optimizer(config, model, iterations=steps)
-    # One batch of distinct pictures again and again: reading it costs nothing.
-    ready = Ready(data, config.batch_size)
+    ready = [made(data, index) for index in range(config.batch_size)]
     starts: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         train(
             model,
-            TrainSettings(
-                steps + 2, config.batch_size, save_interval=10**6, log_iters=10**6, amp=amp, device="cpu"
-            ),
-            ready,
+            TrainSettings(steps + 2, config.batch_size, amp=amp, device="cpu"),
+            replace(data, source=ready, transforms=()),
             folder,
             loss_fn=build_loss(config, data.ignore_index),
             optimizer=optimizer,
@@ -59,7 +65,7 @@ def step_rate(config: Config, data: VisionData, steps: int, amp: bool) -> float:
             on_iteration=lambda iteration, module: starts.append(time.perf_counter()),
             progress=False,
         )
-    return config.batch_size / statistics.median(b - a for a, b in zip(starts[1:], starts[2:], strict=False))
+    return config.batch_size / statistics.median(b - a for a, b in pairwise(starts[1:]))
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def trained(model: nn.Module, settings: Settings, folder: Path) -> dict[str, flo
         on_iteration=lambda iteration, module: starts.append(time.perf_counter()),
         progress=False,
     )  # fmt: skip
-    steps = [after - before for before, after in zip(starts, starts[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(starts)]
     losses = [entry["loss"] for entry in result.history]
     return {"step_s": statistics.median(steps), "loss_first": losses[0], "loss_last": losses[-1]}
 
@@ -122,6 +123,7 @@ class Main(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes, H, W)."""
         return self.model(images)[0]
 
 
@@ -158,12 +160,21 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
     lines = [" | ".join(head), " | ".join(["---"] + ["---:"] * (len(head) - 1))]
     for name, row in rows.items():
         _, published, source = MODELS[name]
-        lines.append(
-            f"{name} | {row['params_m']:.3f} M | {published} M ({source}) | {row['gmacs']:.1f} | "
-            f"{row['step_s']:.2f} | {row['loss_first']:.2f} → {row['loss_last']:.2f} | {row['miou_fp32']:.4f} | "
-            f"{row['miou_int8']:.4f} | {row['mb_fp32']:.1f} → {row['mb_int8']:.1f} | {row['ms_fp32']:.1f} | "
-            f"{row['ms_int8']:.1f} | {row['ms_fp32'] / row['ms_int8']:.2f}x"
+        cells = (
+            name,
+            f"{row['params_m']:.3f} M",
+            f"{published} M ({source})",
+            f"{row['gmacs']:.1f}",
+            f"{row['step_s']:.2f}",
+            f"{row['loss_first']:.2f} → {row['loss_last']:.2f}",
+            f"{row['miou_fp32']:.4f}",
+            f"{row['miou_int8']:.4f}",
+            f"{row['mb_fp32']:.1f} → {row['mb_int8']:.1f}",
+            f"{row['ms_fp32']:.1f}",
+            f"{row['ms_int8']:.1f}",
+            f"{row['ms_fp32'] / row['ms_int8']:.2f}x",
         )
+        lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines)
 
 
