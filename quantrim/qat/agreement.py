@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from quantrim.qat.bank import Bank, Simulate
 from quantrim.qat.layout import Read, Site, Write
+from quantrim.qat.marks import tensors_of
 from quantrim.runtime import reference_session, with_outputs
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def agreement(
     """
     real = {traced: f"{name}_quantized" for name, traced in tensors.items()}
     session = reference_session(with_outputs(model, real.values()))
-    values = [v.detach().cpu().numpy() for v in (*args, *kwargs.values())]
+    values = [v.detach().cpu().numpy() for v in tensors_of(args, kwargs)]
     feed = {port.name: value for port, value in zip(session.get_inputs(), values, strict=True)}
     names = [port.name for port in session.get_outputs()]
     found = dict(zip(names, session.run(names, feed), strict=True))

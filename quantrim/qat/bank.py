@@ -8,6 +8,7 @@ active in it. They are bound methods of the bank, so a deepcopy of the module ha
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -62,6 +63,17 @@ class Visitor:
         return None
 
 
+class Modes(threading.local):
+    """Function modes that are active in this thread; a copy or a loaded one starts with none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[Interceptor] = []
+
+    def __reduce__(self) -> Any:
+        return Modes, ()
+
+
 class Bank(nn.Module):
     """Quantizers of one module.
 
@@ -89,7 +101,7 @@ class Bank(nn.Module):
                 self.inputs[key_of(group)] = fresh(config.activation_preprocess)
         self.quantizing, self.batch_norm_frozen = True, False
         self.visitor: Visitor | None = None
-        self._modes: list[Interceptor] = []
+        self._modes = Modes()
         self.handles = [handle for path, inner in module.named_modules() for handle in self._hook(path, inner)]
 
     def _hook(self, path: str, inner: nn.Module) -> list[Any]:
@@ -111,26 +123,26 @@ class Bank(nn.Module):
     @property
     def running(self) -> bool:
         """Whether the function mode is active."""
-        return bool(self._modes)
+        return bool(self._modes.stack)
 
     def _enter(self, path: str, module: nn.Module, args: Any) -> None:
-        if self._modes:
-            self._modes[-1].scope.enter(path)
+        if self.running:
+            self._modes.stack[-1].scope.enter(path)
             return
         if self.batch_norm_frozen and self.training:
             freeze_batch_norms(module)
         mode = Interceptor(self, self.visitor or Simulate(self, observe=path == ""))
         mode.scope.enter(path, self._only_frame(path))
-        self._modes.append(mode)
+        self._modes.stack.append(mode)
         mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self._modes:  # another hook failed before ours had run
+        if not self.running:  # another hook failed before ours had run
             return
-        mode = self._modes[-1]
+        mode = self._modes.stack[-1]
         mode.scope.leave()
         if not mode.scope.frames:
-            self._modes.pop()
+            self._modes.stack.pop()
             mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _only_frame(self, path: str) -> str:
@@ -152,7 +164,7 @@ class Bank(nn.Module):
         return self.activations[key_of(group)]
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._modes:
+        if self.running:
             raise RuntimeError("a module can't be copied while its forward runs.")
         return dict(self.__dict__)
 
@@ -249,14 +261,14 @@ class Simulate(Visitor):
 
     @override
     def read(self, x: Tensor, read: Read, site: Site) -> Tensor:
-        return self._activation(x, read.group, read.member)
+        return self._activation(x, read.group, read.member, exposed=read.exposed)
 
     @override
     def write(self, x: Tensor, write: Write, site: Site) -> Tensor:
         if write.member is None:
             return x
         reuse = write.reuse and not site.is_relu and not write.consumed
-        result = self._activation(x, write.group, write.member, reuse)
+        result = self._activation(x, write.group, write.member, reuse, write.exposed)
         return result.clone() if write.consumed and result.requires_grad else result
 
     @override
@@ -288,9 +300,13 @@ class Simulate(Visitor):
         group = write.group
         if write.consumed or site.reads or not getattr(self.bank.quantizer(group), "takes_relu", False):
             return None
-        return partial(self._activation, group=group, member=write.member, reuse=write.reuse)
+        return partial(
+            self._activation, group=group, member=write.member, reuse=write.reuse, exposed=write.exposed
+        )
 
-    def _activation(self, x: Tensor, group: str, member: int | None, reuse: bool = False) -> Tensor:
+    def _activation(
+        self, x: Tensor, group: str, member: int | None, reuse: bool = False, exposed: bool = False
+    ) -> Tensor:
         member = member if self.observe else None
         key = key_of(group)
         quantizer = self.bank.activations[key]
@@ -300,7 +316,7 @@ class Simulate(Visitor):
                     quantizer.observe(x.detach(), member)  # type: ignore[operator]
             return x
         x = self.prepared(x, group)
-        result: Tensor = quantizer(x, member, reuse) if hasattr(quantizer, "members") else quantizer(x)
+        result: Tensor = quantizer(x, member, reuse, exposed) if hasattr(quantizer, "members") else quantizer(x)
         return result
 
     def prepared(self, x: Tensor, group: str) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from quantrim.errors import ConfigError, ModelError, did_you_mean
-from quantrim.graph.view import Graph, Node
+from quantrim.graph.view import LINEAR_OPS, Graph, Node
 from quantrim.placement import Plan, Selection, place
 from quantrim.qat.config import EXPORTED_BITS, QATConfig
 from quantrim.qat.ops import EXACT_OPS, WEIGHTED_OPS
@@ -20,6 +20,14 @@ from quantrim.targets import Target
 
 #: Ops whose gradients don't need their results.
 _FORGETFUL = frozenset({"conv", "conv_transpose", "linear", "batch_norm", "add", "concat", "avg_pool"})
+#: Ops whose result is where their inputs are: a little below zero when those are.
+_SAME_SIDE = EXACT_OPS | {"add", "mul", "concat", "avg_pool", "global_avg_pool", "mean", "resize", "pad"}
+#: Other ops that are smooth, or at least defined, around every value that a clip can leave.
+_DEFINED = LINEAR_OPS | {
+    "matmul", "batch_norm", "layer_norm", "relu", "clip", "leaky_relu", "prelu", "elu", "gelu", "sigmoid",
+    "tanh", "hard_sigmoid", "hard_swish", "swish", "mish", "softplus", "softmax", "sub",
+    "scaled_dot_product_attention",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +39,14 @@ class Read:
         tensor: name of the tensor.
         group: key of its quantizer.
         member: place of the tensor's statistics in the quantizer; None where they are taken elsewhere.
+        exposed: see :func:`exposed_tensors`.
     """
 
     slot: Slot
     tensor: str
     group: str
     member: int | None
+    exposed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,7 @@ class Write:
         consumed: an in-place op takes its memory over, so that nothing may be kept in it for the backward
             pass.
         reuse: the quantizer may work in the tensor's own memory.
+        exposed: see :func:`exposed_tensors`.
     """
 
     index: int
@@ -60,6 +71,7 @@ class Write:
     member: int | None
     consumed: bool
     reuse: bool
+    exposed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +189,14 @@ def lay_out(
     sites: dict[str, Site] = {}
     members = Members()
     consumed: dict[str, str] = {}
+    exposed: set[str] = set()
     for run in (*training, *traces):
         consumed.update(run.consumed)
+        exposed |= exposed_tensors(run.graph)
     for run, plan in zip(traces, plans, strict=True):
         stored = target.bias == "int32" and config.activation_bits == EXPORTED_BITS
         biases = _biases(run, plan, groups) if stored else {}
-        for name, site in _sites(run, plan, groups, codes, members, consumed, biases).items():
+        for name, site in _sites(run, plan, groups, codes, members, consumed, exposed, biases).items():
             sites[name] = _union(sites[name], site) if name in sites else site
     uses = [site.weight for site in sites.values() if site.weight is not None and site.weight.slot]
     frames: dict[str, frozenset[str]] = {}
@@ -300,6 +314,7 @@ def _sites(
     codes: Mapping[str, Codes],
     members: Members,
     consumed: Mapping[str, str],
+    exposed: Container[str],
     biases: Mapping[str, BiasUse],
 ) -> dict[str, Site]:
     graph = run.graph
@@ -309,7 +324,9 @@ def _sites(
         for slot, tensor in run.calls[node.name].inputs:
             if (node.name, tensor) in plan.reads and tensor not in eager:
                 member = members.take(groups[tensor], tensor, (node.name, slot))
-                reads.setdefault(node.name, []).append(Read(slot, tensor, groups[tensor], member))
+                reads.setdefault(node.name, []).append(
+                    Read(slot, tensor, groups[tensor], member, tensor in exposed)
+                )
     writes: dict[str, list[Write]] = {}
     out_of_place: set[str | None] = set()
     for node in graph.nodes:
@@ -322,7 +339,7 @@ def _sites(
                 out_of_place.update({adder} if leaves else ())
                 keep = adder is not None and not leaves
                 free = _may_reuse(run, tensor, codes[groups[tensor]])
-                write = Write(index, tensor, groups[tensor], member, keep, free)
+                write = Write(index, tensor, groups[tensor], member, keep, free, tensor in exposed)
                 writes.setdefault(run.maker[tensor], []).append(write)
     weights = {name: _weight_use(run.calls[name], groups) for name in plan.weights}
     names = dict.fromkeys((*reads, *writes, *weights, *biases, *filter(None, out_of_place)))
@@ -338,6 +355,19 @@ def _sites(
         )
         for name in names
     }
+
+
+def exposed_tensors(graph: Graph) -> frozenset[str]:
+    """Tensors of which the caller, or an op like sqrt or log, may see the values.
+
+    In training a clipped value otherwise stands a little outside of its range, for a zero below it
+    (:mod:`quantrim.qat.fake_quantize`); a square root of that is no number.
+    """
+    exposed = set(graph.outputs)
+    for node in reversed(graph.nodes):
+        kept = node.op in _SAME_SIDE and exposed.isdisjoint(node.outputs)
+        exposed.update(() if kept or node.op in _DEFINED else node.inputs)
+    return frozenset(exposed)
 
 
 def _is_eager(run: Trace, plan: Plan, tensor: str) -> bool:

@@ -7,7 +7,7 @@ a quantizer and before every layer with a quantized weight; once read, they are 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +17,7 @@ import onnx_ir as ir
 import onnxscript
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from typing_extensions import override
 
 from quantrim.errors import ModelError
@@ -85,11 +86,13 @@ def marked_model(
 ) -> ir.Model:
     """Float ONNX model with marks."""
     mark_op = _mark_op()
-    wrapped = _Wrapped(module, list(kwargs)).eval()
-    values = tuple(v.detach().cpu() if isinstance(v, Tensor) else v for v in (*args, *kwargs.values()))
-    batch = torch.export.Dim("batch") if dynamic_batch else None
-    if dynamic_batch:  # a batch of one would be taken for a constant
-        values = tuple(torch.cat([v, v]) if isinstance(v, Tensor) and len(v) == 1 else v for v in values)
+    wrapped = _Wrapped(module, args, kwargs).eval()
+    values = tuple(v.detach().cpu() for v in tensors_of(args, kwargs))
+    batched = [dynamic_batch and v.dim() > 0 and len(v) == len(values[0]) for v in values]
+    batch = torch.export.Dim("batch")
+    shapes = tuple({0: batch} if open_ else None for open_ in batched)
+    if any(batched) and len(values[0]) == 1:  # a batch of one would be taken for a constant
+        values = tuple(torch.cat([v, v]) if open_ else v for v, open_ in zip(values, batched, strict=True))
     try:
         with warnings.catch_warnings(), _on_cpu(module):
             warnings.simplefilter("ignore")
@@ -97,7 +100,7 @@ def marked_model(
                 wrapped,
                 values,
                 dynamo=True,
-                dynamic_shapes=(tuple({0: batch} for _ in values),) if dynamic_batch else None,
+                dynamic_shapes=(shapes,) if any(batched) else None,
                 opset_version=opset,
                 input_names=list(inputs or [numbered("input", i) for i in range(len(values))]),
                 output_names=list(outputs),
@@ -113,16 +116,30 @@ def marked_model(
     return program.model
 
 
+def tensors_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Tensors among the arguments of a forward, nested ones too: the inputs of its file, in order."""
+    return [leaf for leaf in tree_leaves((tuple(args), dict(kwargs))) if isinstance(leaf, Tensor)]
+
+
 class _Wrapped(nn.Module):
-    """Calls the module through ``__call__``, so that its hooks run, with all arguments by position."""
+    """Calls the module through ``__call__``, so that its hooks run, with its tensors by position.
 
-    def __init__(self, module: nn.Module, keywords: Sequence[str]) -> None:
+    Whatever else is among the example's arguments (None, flags, numbers) is a constant of the file.
+    """
+
+    def __init__(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         super().__init__()
-        self.module, self.keywords = module, keywords
+        self.module = module
+        leaves, self.structure = tree_flatten((tuple(args), dict(kwargs)))
+        self.constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
-    def forward(self, *values: Any) -> Any:
-        count = len(values) - len(self.keywords)
-        return self.module(*values[:count], **dict(zip(self.keywords, values[count:], strict=True)))
+    def forward(self, *values: Tensor) -> Any:
+        leaves = list(self.constants)
+        for place, value in zip(self.places, values, strict=True):
+            leaves[place] = value
+        args, kwargs = tree_unflatten(leaves, self.structure)
+        return self.module(*args, **kwargs)
 
 
 @contextmanager

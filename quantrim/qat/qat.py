@@ -75,8 +75,8 @@ class QAT:
         self.target = target_named(target) if isinstance(target, str) else target
         self.config = config or QATConfig()
         self.example = call_arguments(example_inputs)
-        examples = [self.example, *map(call_arguments, more_examples)]
-        evaluated, trained = _traces(self.module, examples)
+        self.examples = (self.example, *map(call_arguments, more_examples))
+        evaluated, trained = _traces(self.module, self.examples)
         layout = lay_out(self.module, evaluated, trained, self.target, self.config)
         if not layout.plan.weights:
             reasons = "; ".join(sorted(set(layout.plan.float_nodes.values())))
@@ -88,7 +88,7 @@ class QAT:
         device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
         self.module.add_module(BANK_NAME, self.bank.to(device))
         self.bank.train(self.module.training)
-        self._calibrate(examples, "min_max", _GUESSED)
+        self._calibrate(self.examples, "min_max", _GUESSED)
         self.advance(0)
 
     @property
@@ -137,9 +137,9 @@ class QAT:
         self._start_weights()
 
     def _start_weights(self) -> None:
-        with torch.no_grad(), self.evaluating(_StartWeights(self.bank)):
-            args, kwargs = self.example
-            self.module(*args, **kwargs)
+        with self.evaluating(_StartWeights(self.bank)):
+            for args, kwargs in self.examples:  # each branch has weights of its own
+                self.module(*args, **kwargs)
 
     @contextmanager
     def evaluating(self, visitor: Visitor | None = None) -> Iterator[None]:
@@ -181,7 +181,8 @@ class QAT:
         decayed: list[nn.Parameter] = []
         free: list[nn.Parameter] = []
         for name, parameter in self.bank.named_parameters():
-            (decayed if name.endswith(("top", "bottom", "threshold")) else free).append(parameter)
+            kind = name.rpartition(".")[2]
+            (decayed if kind in ("top", "bottom", "threshold") else free).append(parameter)
         groups = [{"params": own, "lr": learning_rate, "weight_decay": weight_decay}]
         if decayed:
             groups.append({"params": decayed, "lr": rate, "weight_decay": self.config.learned_decay})
@@ -222,7 +223,7 @@ class QAT:
         Args:
             path: where the file goes; written atomically.
             example_inputs: inputs to compare file and module on; the example of the constructor by default.
-            dynamic_batch: leave the first axis of every input open.
+            dynamic_batch: leave the first axis open of every input that has the batch size of the first one.
             opset: ONNX opset, 18 or newer.
             input_names: names of the inputs; "input", "input_1", ... by default.
             output_names: names of the outputs; "output", "output_1", ... by default.

@@ -92,18 +92,21 @@ class ActivationQuantizer(nn.Module):
         low, high = self.bounds()
         return affine_qparams(low, high, self.codes)
 
-    def forward(self, x: Tensor, member: int | None = None, reuse: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, member: int | None = None, reuse: bool = False, exposed: bool = False
+    ) -> Tensor:
         """Fake-quantized ``x``.
 
         Args:
             x: floating tensor.
             member: which member ``x`` is; while training, its statistics are taken first. None: not taken.
             reuse: the memory of ``x`` may be used for the result.
+            exposed: the result must hold nothing but values of codes, while training, too.
         """
         if self.training and self.observing and member is not None:
             with torch.no_grad():
                 self.observe(x.detach(), member)
-        return self.quantize(x, Leave(marked=self.training, reuse=reuse))
+        return self.quantize(x, Leave(marked=self.training and not exposed, reuse=reuse))
 
     def quantize(self, x: Tensor, leave: Leave) -> Tensor:
         """Fake-quantized ``x``."""
