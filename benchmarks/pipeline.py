@@ -2,8 +2,8 @@
 
     python benchmarks/pipeline.py [--seconds 10] [--steps 4] [--json FILE]
 
-For BiSeNetV2 on optic-disc pictures of 512x512 (read from files) and MobileNetV1 on Fashion-MNIST, both as
-their configurations say. With 0 workers, pictures are made between the steps and their share is lost; with
+For BiSeNetV2 on optic-disc pictures of 512x512 (read from files) and of 256x256 (drawn when they are asked
+for), and MobileNetV1 on Fashion-MNIST, as their configurations say. With 0 workers, pictures are made between the steps and their share is lost; with
 more, they are made beside them, and only a pipeline that is slower than the step costs anything.
 """
 
@@ -82,6 +82,9 @@ def main() -> None:
             "BiSeNetV2, optic disc 512x512": load_config(
                 CONFIGS / "quick_start/bisenet_optic_disc_512x512_1k.yml",
                 [f"train_dataset.dataset_root={folder}"],
+            ),
+            "BiSeNetV2, generated 256x256": load_config(
+                CONFIGS / "quick_start/bisenet_synthetic_disc_256x256.yml"
             ),
             "MobileNetV1, Fashion-MNIST": load_config(
                 CONFIGS / "classification/mobilenet_v1_fashion_mnist.yml"

@@ -11,6 +11,7 @@ import pytest
 from quantrim.errors import ConfigError, DataError
 from quantrim.vision.config import build_data, load_config
 from quantrim.vision.data.cifar import cifar10
+from quantrim.vision.data.datasets import Kept
 from quantrim.vision.data.folders import cityscapes, class_folders, pascal_voc
 
 HEAD = """
@@ -68,6 +69,22 @@ def test_cityscapes_needs_no_list_and_writes_none(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     assert cityscapes(tmp_path, "val")[0][1].max() == 3
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_generated_pictures_are_drawn_once_and_kept_within_the_limit():
+    class Counted:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int):
+            drawn.append(index)
+            return np.full((4, 4, 3), index, np.uint8), np.zeros((4, 4), np.uint8)
+
+    drawn: list[int] = []
+    kept = Kept(Counted(), limit_bytes=2 * 64)
+    for index in (0, 1, 2, 0, 1, 2):
+        assert (kept[index][0] == index).all()
+    assert drawn == [0, 1, 2, 2]
 
 
 def test_a_folder_a_class_gives_sorted_classes(tmp_path):

@@ -11,6 +11,7 @@ from quantrim.errors import ConfigError, DataError, did_you_mean
 from quantrim.vision.data.cifar import CIFAR10, cifar10
 from quantrim.vision.data.datasets import (
     FASHION_MNIST,
+    Kept,
     Source,
     Task,
     VisionData,
@@ -80,7 +81,7 @@ def _generated(wanted: _Wanted) -> _Opened:
         wanted.number("seed", 0) * 3 + (0 if train else 1),
         float(wanted.spec.get("difficulty", 0.6)),
     )
-    return _Opened(images, "segmentation", 2, CLASSES)
+    return _Opened(Kept(images), "segmentation", 2, CLASSES)
 
 
 def _optic_disc(wanted: _Wanted) -> _Opened:

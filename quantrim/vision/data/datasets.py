@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -206,6 +206,32 @@ class Arrays:
         """Picture (H, W, C) and label."""
         image = self.images[index]
         return image if image.ndim == 3 else image[:, :, None], int(self.labels[index])
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A source that keeps in memory what it gave, for pictures that take longer to make than to keep.
+
+    Attributes:
+        source: makes the pictures; each must be the same whenever it is asked for.
+        limit_bytes: pictures and masks are kept until they fill so much.
+    """
+
+    source: Source
+    limit_bytes: int = 2**28
+    _kept: dict[int, tuple[np.ndarray, np.ndarray | int]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | int]:
+        """Picture and truth."""
+        found = self._kept.get(index)
+        if found is None:
+            found = self.source[index]
+            if (len(self._kept) + 1) * (found[0].nbytes + np.asarray(found[1]).nbytes) <= self.limit_bytes:
+                self._kept[index] = found
+        return found
 
 
 FASHION_MNIST = tuple(
