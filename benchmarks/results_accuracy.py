@@ -28,9 +28,10 @@ from quantrim.post_training import ptq
 from quantrim.qat import QAT, QATConfig
 from quantrim.vision import models
 from quantrim.vision.data.binary import evaluate_binary, read_binary, write_binary
+from quantrim.vision.data.color import Normalize
 from quantrim.vision.data.datasets import Source, VisionData, fashion_mnist
+from quantrim.vision.data.geometry import Padding, RandomHorizontalFlip
 from quantrim.vision.data.optic_disc import OpticDiscImages
-from quantrim.vision.data.transforms import Normalize, Padding, RandomHorizontalFlip
 from quantrim.vision.evaluate import engine_predictor, evaluate, torch_predictor
 from quantrim.vision.models import load_weights
 from quantrim.vision.train import TrainSettings, train
@@ -47,22 +48,20 @@ class Study:
 
     Attributes:
         build: makes the network for so many classes.
-        rate: learning rate.
-        adam: AdamW, for networks without batch norm, else SGD with momentum.
+        rate: learning rate of AdamW, which gets further in a short run than SGD.
     """
 
     build: Callable[[int], nn.Module]
-    rate: float = 0.05
-    adam: bool = False
+    rate: float = 1e-3
 
 
 CLASSIFIERS = {
-    "mobilenet_v1": Study(lambda n: models.MobileNetV1(n, small_input=True)),
-    "mobilenet_v2": Study(models.mobilenet_v2),
+    "mobilenet_v1": Study(lambda n: models.MobileNetV1(n, small_input=True), rate=2e-3),
+    "mobilenet_v2": Study(models.mobilenet_v2, rate=2e-3),
     "resnet50": Study(models.resnet50),
     "resnet101": Study(models.resnet101),
-    "vgg16": Study(models.vgg16, rate=1e-4, adam=True),
-    "vgg19": Study(models.vgg19, rate=1e-4, adam=True),
+    "vgg16": Study(models.vgg16, rate=1e-4),
+    "vgg19": Study(models.vgg19, rate=1e-4),
 }
 
 
@@ -127,7 +126,7 @@ def fit(model: nn.Module, study: Study, data: VisionData, plan: Plan, folder: Pa
             device=plan.device,
             clip_norm=5.0,
         )
-        optimizer = _optimizer(model.parameters(), study, study.rate)
+        optimizer = torch.optim.AdamW(model.parameters(), study.rate)
         begun = any(folder.glob("iter_*/state.pth"))
         train(model, settings, data, folder, loss_fn=_loss, optimizer=optimizer,
               scheduler=_cosine(optimizer, plan.iterations), resume=folder if begun else None)  # fmt: skip
@@ -135,14 +134,14 @@ def fit(model: nn.Module, study: Study, data: VisionData, plan: Plan, folder: Pa
     model.eval()
 
 
-def _optimizer(parameters: Any, study: Study, rate: float) -> torch.optim.Optimizer:
-    if study.adam:
-        return torch.optim.AdamW(parameters, rate)
-    return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=1e-4)
-
-
 def _cosine(optimizer: torch.optim.Optimizer, iterations: int) -> LambdaLR:
-    return LambdaLR(optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / max(iterations, 1)))
+    """Half a cosine behind a linear start over a twentieth of the run."""
+    start = max(1, iterations // 20)
+
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / start) * (0.5 + 0.5 * math.cos(math.pi * step / max(iterations, 1)))
+
+    return LambdaLR(optimizer, factor)
 
 
 def _loss(outputs: Tensor | list[Tensor], labels: Tensor) -> Tensor:
@@ -201,7 +200,7 @@ def quantization_aware(
     qat = QAT(model, example, config=config)
     qat.calibrate(torch.from_numpy(calibration).split(10))
     settings = TrainSettings(plan.qat_iterations, 64, plan.qat_iterations, 1, device=plan.device, clip_norm=5.0)
-    optimizer = _optimizer(qat.parameter_groups(study.rate / 20, 1e-4), study, study.rate / 20)
+    optimizer = torch.optim.AdamW(qat.parameter_groups(study.rate / 20, 1e-4))
     train(qat.module, settings, data, folder, loss_fn=_loss, optimizer=optimizer,
           scheduler=_cosine(optimizer, plan.qat_iterations),
           on_iteration=lambda iteration, module: qat.advance(iteration))  # fmt: skip
@@ -226,7 +225,7 @@ def _binary(tested: VisionData, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     if not path.exists():
         write_binary(path, tested)
     images, labels = read_binary(path, (3, 32, 32))
-    return images[: plan.images], labels[: plan.images]
+    return np.array(images[: plan.images]), np.array(labels[: plan.images])  # torch wants its own, writable
 
 
 def _native_accuracy(model: Path, count: int, plan: Plan) -> dict[str, float]:
@@ -241,7 +240,7 @@ def segmentation_accuracy(name: str, plan: Plan) -> dict[str, Any]:
     folder, side = plan.folder / name, plan.disc_size
     data, tested = disc_data("train", side), disc_data("val", side)
     model = segmentation_model(name, num_classes=2)
-    fit(model, Study(lambda n: model, rate=0.02), data, plan, folder / "fp32")
+    fit(model, Study(lambda n: model), data, plan, folder / "fp32")
     fp32, int8 = folder / "fp32.onnx", folder / "ptq.onnx"
     export_onnx(MainHead(model), torch.zeros(1, 3, side, side), fp32, input_names=["image"])
     ptq(fp32, _calibration(data, tested), int8, engines=())

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from examples.serving.artefact import Artefact
-from quantrim.vision.data.transforms import Sample
+from quantrim.vision.data.sample import Sample
 from quantrim.vision.evaluate import classes_of
 from quantrim.vision.runs import PALETTE
 
@@ -49,7 +49,7 @@ def area_shares(artefact: Artefact, classes: np.ndarray) -> list[dict[str, Any]]
 def mask_png(classes: np.ndarray) -> bytes:
     """Palette PNG whose pixel values are the classes."""
     picture = Image.fromarray(classes.astype(np.uint8), mode="P")
-    picture.putpalette(np.resize(PALETTE, (256, 3)).tobytes())
+    picture.putpalette(PALETTE.tobytes())
     file = io.BytesIO()
     picture.save(file, format="PNG")
     return file.getvalue()

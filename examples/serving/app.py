@@ -21,7 +21,7 @@ from examples.serving.artefact import Artefact, UnfitPicture
 from examples.serving.batcher import MicroBatcher, Overloaded
 from examples.serving.pictures import MAX_PIXELS, PictureError, decode
 from examples.serving.statistics import Statistics
-from quantrim.vision.data.transforms import Sample
+from quantrim.vision.data.sample import Sample
 
 #: What multipart/form-data may add to a picture's bytes.
 _FORM_OVERHEAD = 64 * 1024

@@ -13,7 +13,9 @@ import yaml
 
 from quantrim.engines.openvino import OpenVinoSession
 from quantrim.errors import ConfigError
-from quantrim.vision.data.transforms import Resize, Sample, Transform, apply, transform_named
+from quantrim.vision.data.geometry import Resize
+from quantrim.vision.data.sample import Sample, Transform, apply
+from quantrim.vision.data.transforms import transform_named
 
 Predict = Callable[[np.ndarray], np.ndarray]
 

@@ -2,8 +2,8 @@
 
     python -m examples.serving.load_test MODEL [--clients 1,4,16] [--seconds 5] [--threads 1]
 
-Each level of concurrency runs with batching on and off. Clients and service share this machine's cores, so
-the figures are lower than those of a service that has the machine for itself.
+Two services run, one with batching and one without, and take turns at each level of concurrency. Clients and
+service share this machine's cores, so the figures are lower than those of a service that has it for itself.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 import typer
 from PIL import Image, ImageFilter
 
+from quantrim.errors import EngineError
 from quantrim.files import write_json
 from quantrim.machine import describe_machine
 
@@ -57,7 +58,7 @@ def running_service(model: Path, options: list[str]) -> Iterator[str]:
     """Address of a service in a process of its own, stopped at the end.
 
     Raises:
-        RuntimeError: it stopped at once, or doesn't answer in two minutes.
+        EngineError: it stopped at once, or doesn't answer in two minutes.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -77,13 +78,13 @@ def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until:
         if process.poll() is not None:
-            raise RuntimeError(f"the service stopped with code {process.returncode}; its error stands above.")
+            raise EngineError(f"the service stopped with code {process.returncode}; its error stands above.")
         try:
             if httpx.get(f"{url}/health").status_code == 200:
                 return
         except httpx.ConnectError:
             time.sleep(0.1)
-    raise RuntimeError(f"{url} does not answer after {_START_SECONDS:.0f} s.")
+    raise EngineError(f"{url} does not answer after {_START_SECONDS:.0f} s.")
 
 
 def example_picture(url: str) -> bytes:
@@ -165,16 +166,23 @@ def main(
     """Start the service for MODEL with batching on and off, press it, print a table."""
     levels = [int(part) for part in clients.split(",")]
     rows: list[Load] = []
-    for size in (max_batch, 1):
-        options = ["--threads", str(threads), "--max-batch", str(size), "--max-wait-ms", str(max_wait_ms)]
-        with running_service(model, options) as url:
-            picture = image.read_bytes() if image else example_picture(url)
-            rows += [level(url, picture, count, seconds, size > 1) for count in levels]
-    rows.sort(key=lambda row: (row.clients, row.batching))
+    options = ["--threads", str(threads), "--max-wait-ms", str(max_wait_ms), "--max-batch"]
+    picture = image.read_bytes() if image else None
+    try:
+        with (
+            running_service(model, [*options, "1"]) as off,
+            running_service(model, [*options, str(max_batch)]) as on,
+        ):
+            picture = picture or example_picture(on)
+            for count in levels:  # by turns, so that a noisy machine is noisy for both
+                rows.append(level(off, picture, count, seconds, batching=False))
+                rows.append(level(on, picture, count, seconds, batching=True))
+    except EngineError as error:
+        print(f"load_test: error: {error}", file=sys.stderr)
+        sys.exit(1)
     machine = describe_machine()
     print(f"{model.name} on {machine.line()}; {threads} engine thread(s), batches of at most {max_batch},")
-    print(f"an image waits at most {max_wait_ms:g} ms; {len(picture) / 1e3:.0f} kB a picture, "
-          f"{seconds:g} s a level; clients on the same machine.\n")  # fmt: skip
+    print(f"an image waits at most {max_wait_ms:g} ms, {seconds:g} s a level; clients on the same machine.\n")
     print(table(rows))
     if output is not None:
         write_json(output, {"machine": machine.to_json(), "rows": [_json(row) for row in rows]})

@@ -43,7 +43,9 @@ ROWS = {
     },
     "accuracy/net": {
         "machine": MACHINE, "images": 1000, "iterations": 60, "qat_iterations": 10,
-        "metrics": metrics("top1", fp32=0.9, ptq_int8=0.88, fake_quant=0.895, openvino=0.894, onnxruntime=0.8941),
+        "metrics": metrics(
+            "top1", fp32=0.9, ptq_int8=0.88, fake_quant=0.895, openvino=0.894, onnxruntime=0.8941
+        ),
     },
     "miou/seg": {
         "machine": MACHINE, "images": 76, "iterations": 20, "size": 128,
