@@ -183,7 +183,7 @@ class _Run:
             if recipe.shape is not None
             else self.loaded.data[0][0][None]
         )
-        self.probe = _probe(config, recipe.samples)
+        self.probe = probe_of(config, recipe.samples)
         self.plan = empty_plan(self.loaded.model)
         self.evaluations = 0
         self.seconds = {"sensitivity": 0.0, "retraining": 0.0}
@@ -341,8 +341,8 @@ def _mean_loss(module: nn.Module, batch: Any) -> Tensor:
     return cross_entropy(module(inputs), target).mean()
 
 
-def _probe(config: Config, samples: int) -> Probe:
-    """Training pictures in batches of equal shape."""
+def probe_of(config: Config, samples: int) -> Probe:
+    """Training pictures in batches of equal shape, for losses and statistics."""
     pairs = list(calibration_pairs(config, samples))
     alike = len({image.shape for image, _ in pairs}) == 1
     size = _PROBE_BATCH if alike and len(pairs) >= _PROBE_BATCH else 1
