@@ -134,7 +134,12 @@ def main() -> None:
             if f"{name}/{ratio}" in rows:
                 continue
             model = copy.deepcopy(loaded.model)
-            apply(model, x, ratio)
+            try:
+                apply(model, x, ratio)
+            except (IndexError, RuntimeError) as error:  # Torch-Pruning's, on layers that it doesn't know
+                rows[f"{name}/{ratio}"] = {"fails": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+                write_json(arguments.cache, rows)
+                continue
             recalibrate_batch_norm(model, (images for images, _ in probe.batches))
             row = {"flops": 1 - flops(model, x) / flops(loaded.model, x), "pruned": judge(model)[key]}
             row["retrained"] = retrain(
@@ -153,6 +158,9 @@ def main() -> None:
     print(f"| method | ratio | FLOPs | {key} pruned | {key} retrained |\n|---|---|---|---|---|")
     for name, row in rows.items():
         method, ratio = name.rsplit("/", 1)
+        if "fails" in row:
+            print(f"| {method} | {ratio} | fails: {row['fails']} | | |")
+            continue
         print(f"| {method} | {ratio} | -{row['flops']:.1%} | {row['pruned']:.4f} | {row['retrained']:.4f} |")
 
 
