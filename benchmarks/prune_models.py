@@ -3,8 +3,9 @@
     python benchmarks/prune_models.py --cache prune.json [--only unet,fast_scnn] [--objective latency]
 
 Weights are random, so that only structure and speed are judged: the self-check of pruning, a freshly built
-model that reloads to equal outputs, ONNX Runtime's difference from torch (relative to the largest output), and
-the median of interleaved runs of the original and the pruned file on one thread. Segmentation nets run at 512x512, classifiers at 224x224.
+model that reloads to equal outputs, ONNX Runtime's difference from torch (relative to the largest output),
+and the median of interleaved runs of the original and the pruned file on one thread. Segmentation nets run at
+512x512, classifiers at 224x224.
 """
 
 from __future__ import annotations
