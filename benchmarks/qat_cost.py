@@ -2,9 +2,13 @@
 
     python benchmarks/qat_cost.py [--nets resnet50,bisenetv2] [--batch 8] [--size 128] [--json FILE]
 
-Steps of all variants take turns, so that a noisy machine is noisy for everybody; the median counts. Peak
-memory is that of a process of its own that makes two steps, network and optimizer included. torchao
-and Brevitas are measured where they can be imported (PYTHONPATH) and can take the network.
+One thread; steps of all variants take turns, so that a noisy machine is noisy for everybody, and what counts
+is the median of the process's CPU time. Peak memory is that of a process of its own that makes two steps,
+network and optimizer included. torchao and Brevitas are measured where they can be imported and can take the
+network; they need no place in the environment::
+
+    pip install --target peers --no-deps torchao brevitas dependencies==2.0.1 unfoldNd
+    PYTHONPATH=peers taskset -c 1 python benchmarks/qat_cost.py
 """
 
 from __future__ import annotations
@@ -132,9 +136,9 @@ def measure(name: str, batch: int, size: int, repeat: int) -> list[dict]:
     times = {variant: [] for variant in steps}
     for _ in range(repeat):
         for variant, step in steps.items():
-            start = time.perf_counter()
+            start = time.process_time()
             step()
-            times[variant].append(time.perf_counter() - start)
+            times[variant].append(time.process_time() - start)
     steps.clear()
     medians = {variant: float(np.median(seconds)) for variant, seconds in times.items()}
     peaks = {variant: peak_mb(name, variant, batch, size) for variant in medians}
@@ -178,7 +182,7 @@ def main() -> None:
     parser.add_argument("--nets", default="resnet50,bisenetv2")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

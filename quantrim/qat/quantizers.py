@@ -297,14 +297,20 @@ class LearnedClip(ActivationQuantizer):
 
     @override
     def bounds(self) -> tuple[Tensor, Tensor]:
-        top = torch.clamp(self.top.detach(), min=0.0)
-        return (-top if self.bottom is None else torch.clamp(self.bottom.detach(), max=0.0)), top
+        bottom, top = self._ends()
+        return (-top if bottom is None else bottom).detach(), top.detach()
+
+    def _ends(self) -> tuple[Tensor | None, Tensor]:
+        # as for steps, magnitudes count: an end beyond zero would make the tensor zero for good
+        return (None if self.bottom is None else -self.bottom.abs()), self.top.abs()
 
     @override
     def quantize(self, x: Tensor, leave: Leave) -> Tensor:
-        scale, zero_point = self.qparams()
+        with torch.no_grad():
+            scale, zero_point = self.qparams()
+        bottom, top = self._ends()
         first, last = code_bounds(self.codes, zero_point)
-        return learned_clip(x, scale, self.bottom, self.top, first, last, leave)
+        return learned_clip(x, scale, bottom, top, first, last, leave)
 
 
 def _widest(kept: Sequence[Range]) -> tuple[float, float]:

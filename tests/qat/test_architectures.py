@@ -41,12 +41,13 @@ def trained(module: nn.Module, x: Tensor, config: QATConfig | None = None, steps
     """The module after calibration and a few training steps on noise."""
     qat = QAT(module, x, config=config)
     qat.calibrate([x])
-    optimizer = torch.optim.SGD(qat.parameter_groups(1e-3), momentum=0.9)
+    optimizer = torch.optim.SGD(qat.parameter_groups(0.01), momentum=0.9)
     qat.module.train()
     for _ in range(steps):
         optimizer.zero_grad()
         outputs, _ = torch.utils._pytree.tree_flatten(qat.module(x))
         torch.stack([output.square().mean() for output in outputs]).sum().backward()
+        nn.utils.clip_grad_norm_(qat.module.parameters(), 1.0)  # some untrained networks explode
         optimizer.step()
     qat.module.eval()
     return qat

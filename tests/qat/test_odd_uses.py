@@ -163,6 +163,31 @@ def test_arguments_may_be_lists_scalars_flags_and_none(tmp_path: Path):
     assert exported_share(named, tmp_path) > 0.999
 
 
+def test_a_channel_that_is_all_bias_keeps_its_sign_in_the_file(tmp_path: Path):
+    """Its gamma is nearly zero; a bias that filled int32 would wrap around with the products added."""
+    module = small().eval()
+    with torch.no_grad():
+        module[1].weight[0], module[1].bias[0] = -2.5e-6, 3.0
+    qat = QAT(module, X)
+    assert exported_share(qat, tmp_path) > 0.999
+
+
+def test_a_residual_branch_that_starts_at_zero_exports(tmp_path: Path):
+    class ZeroStart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+            self.head = nn.Conv2d(3, 4, 1)
+            nn.init.zeros_(self.bn.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.relu(self.bn(self.conv(x)) + x))
+
+    qat = QAT(ZeroStart(), X)
+    step(qat.module, rate=1e-4)
+    assert exported_share(qat, tmp_path) > 0.999
+
+
 def test_an_example_of_batch_size_one_exports_with_a_free_batch(tmp_path: Path):
     qat = QAT(small(), X[:1])
     assert exported_share(qat, tmp_path) > 0.999
