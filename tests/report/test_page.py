@@ -84,9 +84,15 @@ def test_links_are_relative_and_lead_to_files(page):
 def test_qat_shows_fp32_fake_quant_and_engine_side_by_side(qat_file, tmp_path):
     write_report(tmp_path / "p.html", "t", read_result(qat_file))
     text = re.sub(r"<[^>]+>", " ", (tmp_path / "p.html").read_text())
-    for words in ("top1 0.9123 in FP32, 0.9099 in INT8 on the engine (-0.0024)",
-                  "calibrated only (PTQ)  0.8911", "trained (best, iteration 200)  0.9102",
-                  "INT8 file on OpenVINO  0.9099", "Simulation to engine: -0.0003", "99.99\N{NO-BREAK SPACE}%"):  # fmt: skip
+    expected = (
+        "top1 0.9123 in FP32, 0.9099 in INT8 on the engine (-0.0024)",
+        "calibrated only (PTQ)  0.8911",
+        "trained (best, iteration 200)  0.9102",
+        "INT8 file on OpenVINO  0.9099",
+        "Simulation to engine: -0.0003",
+        "99.99\N{NO-BREAK SPACE}%",
+    )
+    for words in expected:
         assert words in text
 
 
