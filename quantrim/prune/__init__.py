@@ -9,7 +9,7 @@ from quantrim.prune.evaluate import (
     recalibrate_batch_norm,
 )
 from quantrim.prune.groups import ChannelGraph, ChannelGroup, Frozen
-from quantrim.prune.plan import PruningPlan, load_pruned, read_plan, save_pruned
+from quantrim.prune.plan import PruningPlan, load_pruned, load_trained, read_plan, save_pruned
 from quantrim.prune.pruning import GroupReport, PruningResult, Survey, channel_groups, prune, survey
 from quantrim.prune.sensitivity import Job, Sensitivity, estimate, load_sensitivity, measure
 from quantrim.prune.solver import Limits
@@ -35,6 +35,7 @@ __all__ = [
     "estimate",
     "load_pruned",
     "load_sensitivity",
+    "load_trained",
     "measure",
     "probe_without_labels",
     "prune",

@@ -16,7 +16,7 @@ from quantrim.files import atomic_path, read_json, write_json
 from quantrim.prune.groups import Removal
 from quantrim.prune.surgery import inverse, remove
 from quantrim.prune.walk import Member
-from quantrim.vision.models.weights import read_state
+from quantrim.vision.models.weights import load_weights, read_state
 
 PLAN_FILE, WEIGHT_FILE = "plan.json", "model.pth"
 _FORMAT = 1
@@ -170,4 +170,31 @@ def load_pruned(module: nn.Module, directory: str | Path) -> nn.Module:
     except RuntimeError as error:
         lines = " ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise CheckpointError(f"{path}: does not fit the plan beside it: {lines}") from error
+    return module
+
+
+def plan_beside(weights: str | Path) -> PruningPlan | None:
+    """The plan that lies beside a weight file of ``quantrim prune``; None where there is none.
+
+    Raises:
+        CheckpointError: the plan is damaged.
+    """
+    path = Path(weights)
+    found = path.name == WEIGHT_FILE and (path.parent / PLAN_FILE).is_file()
+    return read_plan(path.parent) if found else None
+
+
+def load_trained(module: nn.Module, weights: str | Path) -> nn.Module:
+    """Load weights into a freshly built model, pruned first where a plan lies beside them.
+
+    Args:
+        module: the unpruned architecture; changed in place.
+        weights: a weight file, or ``model.pth`` of a folder that ``quantrim prune`` wrote.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or belongs to another model.
+    """
+    if plan_beside(weights) is not None:
+        return load_pruned(module, Path(weights).parent)
+    load_weights(module, weights)
     return module

@@ -22,7 +22,15 @@ from quantrim.machine import describe_machine
 from quantrim.prune.criteria import Examples, score
 from quantrim.prune.evaluate import Probe, cross_entropy, recalibrate_batch_norm
 from quantrim.prune.latency import Engine, measured_side_by_side, prune_for_latency
-from quantrim.prune.plan import PLAN_FILE, PruningPlan, empty_plan, load_pruned, read_plan, save_pruned
+from quantrim.prune.plan import (
+    PLAN_FILE,
+    PruningPlan,
+    empty_plan,
+    load_pruned,
+    plan_beside,
+    read_plan,
+    save_pruned,
+)
 from quantrim.prune.plot import plot_sensitivity
 from quantrim.prune.pruning import Method, PruningResult, Survey, prune, survey
 from quantrim.prune.sensitivity import Estimate, Job, Progress, Sensitivity, estimate, measure
@@ -184,19 +192,22 @@ class _Run:
             else self.loaded.data[0][0][None]
         )
         self.probe = probe_of(config, recipe.samples)
-        self.plan = empty_plan(self.loaded.model)
+        self.plan = plan_beside(weights) or empty_plan(self.loaded.model)
         self.evaluations = 0
         self.seconds = {"sensitivity": 0.0, "retraining": 0.0}
 
     def run(self, resume: bool) -> PruneRun:
         """All of it."""
-        model, metric = self.loaded.model, {"before": self.judge(self.loaded.model)}
+        metric = {"before": self.judge(self.loaded.model)}
+        model = self._interrupted() if resume else self.loaded.model
         results: list[PruningResult] = []
         shares = _shares(self.recipe.ratio, self.recipe.steps)
         iterations = self.settings.iterations // self.recipe.steps
         trained: TrainResult | None = None
         for step, share in enumerate(shares):
-            results.append(self._resumed(step) if resume else self._prune(model, share, step))
+            results.append(
+                _from_facts(self.plan, self.recipe.ratio) if resume else self._prune(model, share, step)
+            )
             metric["pruned"] = self.judge(model)
             if not resume:
                 save_pruned(model, self._stored_plan(results), self.save_dir)
@@ -262,15 +273,14 @@ class _Run:
         }
         return replace(self.plan, facts=facts)
 
-    def _resumed(self, step: int) -> PruningResult:
+    def _interrupted(self) -> nn.Module:
         """The pruned model that an interrupted run had saved before it retrained."""
         if self.recipe.steps > 1:
             raise ConfigError("a run of several rounds can't be resumed; start it anew, or use one round.")
         if not (self.save_dir / PLAN_FILE).is_file():
             raise CheckpointError(f"{self.save_dir}: no {PLAN_FILE} to resume from. Start without --resume.")
         self.plan = read_plan(self.save_dir)
-        load_pruned(self.loaded.model, self.save_dir)
-        return _from_facts(self.plan, self.recipe.ratio)
+        return load_pruned(load(self.config, None).model, self.save_dir)
 
     def _retrain(self, model: nn.Module, iterations: int, step: int, resume: bool) -> TrainResult:
         settings = replace(self.settings, iterations=iterations)

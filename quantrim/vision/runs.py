@@ -18,6 +18,7 @@ from quantrim.calibrate.samples import image_files
 from quantrim.errors import ConfigError
 from quantrim.export.from_torch import export_onnx
 from quantrim.files import atomic_path, write_text
+from quantrim.prune.plan import load_trained
 from quantrim.vision.config import (
     Config,
     build_data,
@@ -30,7 +31,6 @@ from quantrim.vision.data.datasets import VisionData, read_image
 from quantrim.vision.data.sample import Sample, Transform, apply
 from quantrim.vision.data.transforms import transform_named
 from quantrim.vision.evaluate import classes_of, evaluate, torch_predictor
-from quantrim.vision.models import load_weights
 from quantrim.vision.train import TrainResult, TrainSettings, train
 from quantrim.vision.views import Predict, views_of
 
@@ -65,12 +65,12 @@ class Loaded:
 
 
 def load(config: Config, weights: str | Path | None) -> Loaded:
-    """Model with weights and the data to judge it on."""
+    """Model with weights, pruned where they are a pruned model's, and the data to judge it on."""
     key = "val_dataset" if "val_dataset" in config.values else "train_dataset"
     data = build_data(config, key)
     model = build_model(config, data.num_classes)
     if weights is not None:
-        load_weights(model, weights)
+        load_trained(model, weights)
     return Loaded(config, model.eval(), data)
 
 
@@ -91,7 +91,7 @@ def train_config(
     torch.manual_seed(settings.seed)
     model = build_model(config, train_set.num_classes)
     if weights is not None:
-        load_weights(model, weights)
+        load_trained(model, weights)
     optimizer, scheduler = build_optimizer(
         config, model, iterations=settings.iterations, learning_rate=learning_rate
     )

@@ -114,3 +114,38 @@ def test_bad_requests_fail_in_one_line(
     assert code == 1
     assert message in text
     assert not (tmp_path / "out" / "model.pth").exists()
+
+
+def test_what_was_pruned_goes_on_through_the_other_verbs(trained: tuple[Path, Path], tmp_path: Path):
+    config, weights = trained
+    quick = ("--retraining-iters", 0, "--samples", 4, "--no-sensitivity", "--save-dir")
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    steps = (
+        ("prune", "-c", config, "--weights", weights, "--pruning-ratio", 0.3, *quick, once),
+        ("prune", "-c", config, "--weights", once / "model.pth", "--pruning-ratio", 0.3, *quick, twice),
+        ("train", "-c", config, "--weights", twice / "model.pth", "--iters", 1, "--save-dir", tmp_path / "t"),
+        ("evaluate", "-c", config, "--weights", twice / "model.pth"),
+        ("export", "-c", config, "--weights", twice / "model.pth", "-o", tmp_path / "e.onnx"),
+        ("ptq", twice / "model.onnx", "-o", tmp_path / "int8.onnx", "--data", config, "--samples", 4,
+         "--target", "openvino"),
+        ("qat", "-c", config, "--weights", twice / "model.pth", "--iters", 1, "--save-dir", tmp_path / "q"),
+    )  # fmt: skip
+    for words in steps:
+        code, text = run(*words)
+        assert code == 0, (words, text)
+    first, second = (json.loads((folder / "prune.json").read_text()) for folder in (once, twice))
+    assert second["flops"]["before"] == pytest.approx(first["flops"]["after"])
+    module = load_pruned(load(load_config(config), None).model, twice)
+    assert sum(p.numel() for p in module.parameters()) == second["params"]["after"]
+
+
+def test_an_interrupted_run_goes_on_with_its_retraining(trained: tuple[Path, Path], tmp_path: Path):
+    config, weights = trained
+    words = ("prune", "-c", config, "--weights", weights, "--pruning-ratio", 0.3, "--samples", 4,
+             "--no-sensitivity", "--save-dir", tmp_path, "--save-interval", 1)  # fmt: skip
+    assert run(*words, "--retraining-iters", 1)[0] == 0
+    before = json.loads((tmp_path / "plan.json").read_text())["kept"]
+    code, text = run(*words, "--retraining-iters", 2, "--resume")
+    assert code == 0, text
+    assert json.loads((tmp_path / "plan.json").read_text())["kept"] == before
+    assert (tmp_path / "retraining" / "round_1" / "iter_2" / "state.pth").is_file()
