@@ -52,8 +52,9 @@ def export_onnx(
         ModelError: torch can't export the module, or the file computes something else.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-    module = copy.deepcopy(module).eval().cpu()
-    inputs = tuple(tensor.detach().cpu() for tensor in inputs)
+    # weights in channels-last layout, as training leaves them, would be exported with layout conversions
+    module = copy.deepcopy(module).eval().cpu().to(memory_format=torch.contiguous_format)
+    inputs = tuple(tensor.detach().cpu().contiguous() for tensor in inputs)
     with torch.no_grad():
         expected = _flatten(module(*inputs))
     program = _export(module, inputs, dynamic_batch, opset, input_names, output_names or _names(expected))

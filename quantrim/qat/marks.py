@@ -144,12 +144,19 @@ class _Wrapped(nn.Module):
 
 @contextmanager
 def _on_cpu(module: nn.Module) -> Iterator[None]:
+    """On the CPU and in the plain layout; channels-last weights would be exported with layout conversions."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    module.cpu()
+    channels_last = any(
+        p.dim() == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=torch.channels_last)
+        for p in module.parameters()
+    )
+    module.cpu().to(memory_format=torch.contiguous_format)
     try:
         yield
     finally:
         module.to(device)
+        if channels_last:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def numbered(name: str, index: int) -> str:
