@@ -3,8 +3,9 @@
     python benchmarks/pipeline.py [--seconds 10] [--steps 4] [--json FILE]
 
 For BiSeNetV2 on optic-disc pictures of 512x512 (read from files) and of 256x256 (drawn when they are asked
-for), and MobileNetV1 on Fashion-MNIST, as their configurations say. With 0 workers, pictures are made between the steps and their share is lost; with
-more, they are made beside them, and only a pipeline that is slower than the step costs anything.
+for), and MobileNetV1 on Fashion-MNIST, as their configurations say. With 0 workers, pictures are made
+between the steps and their share is lost; with more, they are made beside them, and only a pipeline that is
+slower than the step costs anything.
 """
 
 from __future__ import annotations

@@ -130,17 +130,8 @@ def fit(model: nn.Module, study: Study, data: VisionData, plan: Plan, folder: Pa
         begun = any(folder.glob("iter_*/state.pth"))
         train(model, settings, data, folder, loss_fn=_loss, optimizer=optimizer,
               scheduler=_cosine(optimizer, plan.iterations), resume=folder if begun else None)  # fmt: skip
-    load_weights(plain_layout(model), best)
+    load_weights(model.cpu(), best)
     model.eval()
-
-
-def plain_layout(model: nn.Module) -> nn.Module:
-    """The model on the CPU with contiguous weights.
-
-    Training leaves channels-last ones, with which torch's export writes ``as_strided`` as a Gather behind
-    global pooling; OpenVINO 2026.4 runs that slowly in FP32 and wrongly in INT8.
-    """
-    return model.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _cosine(optimizer: torch.optim.Optimizer, iterations: int) -> LambdaLR:
@@ -213,7 +204,7 @@ def quantization_aware(
     train(qat.module, settings, data, folder, loss_fn=_loss, optimizer=optimizer,
           scheduler=_cosine(optimizer, plan.qat_iterations),
           on_iteration=lambda iteration, module: qat.advance(iteration))  # fmt: skip
-    plain_layout(qat.module).eval()
+    qat.module.cpu().eval()
     qat.export(folder / "model.onnx", example, input_names=["image"])
     return qat.module, folder / "model.onnx"
 
