@@ -28,7 +28,7 @@ from quantrim.vision.data.datasets import batches_per_epoch
 from quantrim.vision.data.sample import Transform
 from quantrim.vision.data.transforms import transform_named
 from quantrim.vision.models import model_from_spec
-from quantrim.vision.schedules import cosine, piecewise, polynomial
+from quantrim.vision.schedules import cosine, piecewise, polynomial, warmed
 from quantrim.vision.train import LossFunction
 
 __all__ = ["Config", "build_data", "build_loss", "build_model", "build_optimizer", "export_transforms",
@@ -257,10 +257,10 @@ def _schedule(config: Config, iterations: int) -> tuple[float, Callable[[int], f
         return rate, cosine(iterations, warmup=warmup)
     if kind == "PiecewiseDecay":
         values = [float(v) / rate for v in spec["values"]]
-        return rate, piecewise([int(b) for b in spec["boundaries"]], values)
+        return rate, warmed(piecewise([int(b) for b in spec["boundaries"]], values), warmup)
     if kind == "StepDecay":
         step, gamma = int(spec["step_size"]), float(spec.get("gamma", 0.1))
-        return rate, lambda iteration: gamma ** (iteration // step)
+        return rate, warmed(lambda iteration: gamma ** (iteration // step), warmup)
     legal = ("PolynomialDecay", "CosineAnnealingDecay", "PiecewiseDecay", "StepDecay")
     raise config.fail("lr_scheduler.type", f"unknown {kind!r}{did_you_mean(kind, legal)}")
 

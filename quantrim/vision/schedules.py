@@ -35,3 +35,8 @@ def cosine(iterations: int, *, end: float = 0.0, warmup: int = 0) -> Factor:
 def piecewise(boundaries: Sequence[int], values: Sequence[float]) -> Factor:
     """``values[i]`` until iteration ``boundaries[i]``; values are factors of the base rate."""
     return lambda step: values[sum(step >= boundary for boundary in boundaries)]
+
+
+def warmed(factor: Factor, warmup: int) -> Factor:
+    """``factor`` behind a linear rise over the first iterations."""
+    return lambda step: factor(step) * min(1.0, (step + 1) / max(1, warmup))

@@ -130,7 +130,7 @@ def _cifar10(wanted: _Wanted) -> _Opened:
 
 
 #: What ``type:`` may say.
-_DATASETS: Mapping[str, Callable[[_Wanted], _Opened]] = {
+DATASETS: Mapping[str, Callable[[_Wanted], _Opened]] = {
     "SyntheticOpticDisc": _generated,
     "OpticDiscSeg": _optic_disc,
     "Cityscapes": _cityscapes,
@@ -154,12 +154,12 @@ def build_data(config: Config, key: str = "train_dataset", *, seed: int = 0) -> 
     if not isinstance(spec, Mapping):
         raise config.fail(key, "is missing; it is a mapping with a type.")
     kind = str(spec.get("type"))
-    if kind not in _DATASETS:
-        raise config.fail(key, f"unknown data set {kind!r}{did_you_mean(kind, _DATASETS)}")
+    if kind not in DATASETS:
+        raise config.fail(key, f"unknown data set {kind!r}{did_you_mean(kind, DATASETS)}")
     mode = str(spec.get("mode", "train" if key == "train_dataset" else "val"))
     try:
         transforms = tuple(transform_named(t) for t in spec.get("transforms", ()))
-        opened = _DATASETS[kind](_Wanted(Path(str(spec.get("dataset_root", "."))), mode, spec))
+        opened = DATASETS[kind](_Wanted(Path(str(spec.get("dataset_root", "."))), mode, spec))
     except ConfigError as error:
         raise config.fail(key, str(error)) from error
     declared = config.values["model"].get("num_classes")
