@@ -350,7 +350,7 @@ def weight_codes(
     per_channel: bool = True,
     levels: int = 127,
 ) -> dict[str, WeightCodes]:
-    """Round every weight of a plan to the nearest code; scales leave room for the int32 bias."""
+    """Round every weight of a plan to the nearest code; scales leave room for int32 sums."""
     codes = {}
     for node, quantizer in plan.weights.items():
         weight = constant(model, quantizer.tensor)
@@ -361,7 +361,7 @@ def weight_codes(
             raise ModelError(f"node {node!r}: weight {quantizer.tensor!r} holds NaN or infinite values.")
         source = activations[quantizer.source].scale
         if scales.size == 1 or bias is None or bias.size == scales.size:
-            scales = widen_for_bias(scales, source, bias)
+            scales = widen_for_bias(scales, source, bias, weight, quantizer.axis)
         codes[node] = WeightCodes(quantize_weight(weight, scales, axis, levels), scales, axis)
     return codes
 

@@ -228,3 +228,27 @@ def test_a_file_of_another_quantizer_can_be_inspected(residual_onnx, images, tmp
 
     quantize_static(str(residual_onnx), str(tmp_path / "q.onnx"), Reader(), quant_format=QuantFormat.QDQ)
     assert inspect(tmp_path / "q.onnx", engine="onnxruntime").verdict.int8_mac_share > 0.5
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_bias_that_fills_int32_leaves_room_for_the_products(per_channel, tmp_path):
+    """With the bias at the end of int32, the products carried the sum over it: 10 came out as -10."""
+    weight = np.full((2, 16, 1, 1), 1e-6, np.float32)
+    weight[1] = 1.0 if per_channel else 1e-6
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["x", "w", "b"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", 1, ["n", 16, 8, 8])],
+        [onnx.helper.make_tensor_value_info("y", 1, ["n", 2, 8, 8])],
+        [
+            onnx.numpy_helper.from_array(weight, "w"),
+            onnx.numpy_helper.from_array(np.array([10.0, 0.0], np.float32), "b"),
+        ],
+    )
+    path, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    data = np.random.default_rng(0).random((8, 16, 8, 8), np.float32)
+    ptq(path, data, output, engines=(), refinements=(), per_channel=per_channel)
+    made = open_session(output, "onnxruntime").run({"x": data})["y"]
+    np.testing.assert_allclose(made[:, 0], 10.0, atol=0.1)

@@ -16,6 +16,8 @@ DEAD_CHANNEL_SHARE = 1e-4
 #: Smallest scale of an activation; a tensor that is always zero gets it.
 _SMALLEST_SCALE = 1e-8
 _INT32_MAX = 2**31 - 1
+#: Largest magnitude of an activation's code less its zero point.
+_LARGEST_INPUT = 255
 
 WeightAlgo = Literal["abs_max", "mse"]
 Float32 = npt.NDArray[np.float32]
@@ -92,18 +94,36 @@ def _least_squares(rows: np.ndarray, scales: np.ndarray, levels: int) -> np.ndar
     return best
 
 
-def widen_for_bias(scales: Float32, source_scale: float, bias: np.ndarray | None) -> Float32:
-    """Weight scales under which the bias fits int32 at scale ``source_scale * scale``.
+def widen_for_bias(
+    scales: Float32,
+    source_scale: float,
+    bias: np.ndarray | None,
+    weight: np.ndarray | None = None,
+    axis: int = 0,
+) -> Float32:
+    """Weight scales under which bias and products add up within int32 at scale ``source_scale * scale``.
 
-    A channel with tiny weights and a large bias would overflow; its weights are quantized more coarsely
-    instead, by as little as needed.
+    Engines add in int32 and wrap around to the other sign without a word. A channel with tiny weights and a
+    large bias would; its weights are quantized more coarsely instead, by as little as needed. The bias
+    counts twice, since correction may still move it; the products count as the most that an input can make
+    of them: 255 times the sum of the codes' magnitudes, each a whole step larger by rounding.
+
+    Args:
+        scales: float32[channels], or [1] per tensor.
+        source_scale: scale of the activation that the weight is multiplied with.
+        bias: float32[channels], or None.
+        weight: float32 weight; None when its products are known to be small.
+        axis: output-channel dimension of the weight.
     """
-    if bias is None:
-        return scales
-    needed = np.abs(bias.astype(np.float64)) / (source_scale * _INT32_MAX)
+    held, room = np.zeros(1), float(_INT32_MAX)
+    if weight is not None:
+        rows = np.abs(_rows(weight, axis)).astype(np.float64)
+        held = _LARGEST_INPUT * rows.sum(axis=1)
+        room -= _LARGEST_INPUT * rows.shape[1]
+    biases = np.zeros(1) if bias is None else 2 * np.abs(bias.astype(np.float64)) / source_scale
     if scales.size == 1:
-        needed = needed.max(keepdims=True, initial=0.0)
-    return np.maximum(scales, needed * (1 + 1e-6)).astype(np.float32)
+        held, biases = (values.max(keepdims=True, initial=0.0) for values in (held, biases))
+    return np.maximum(scales, (held + biases) / room * (1 + 1e-6)).astype(np.float32)
 
 
 def quantize_weight(weight: np.ndarray, scales: Float32, axis: int | None, levels: int = 127) -> np.ndarray:

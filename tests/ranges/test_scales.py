@@ -60,3 +60,30 @@ def test_scales_are_widened_until_the_bias_fits_32_bits():
     assert wide[1] == scales[1]
     real = quantize_bias(bias, wide, 1e-4).astype(np.float64) * 1e-4 * wide
     np.testing.assert_allclose(real, bias, rtol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 400), st.floats(-12, 3), st.floats(-6, 6), st.floats(-4, 2), st.sampled_from([0, 1, None]),
+    st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_bias_and_the_worst_products_never_leave_int32(
+    inputs, weight_power, bias_power, source_power, axis, seed
+):
+    generator = np.random.default_rng(seed)
+    shape = (inputs, 4) if axis == 1 else (4, inputs)
+    weight = (generator.standard_normal(shape) * 10.0**weight_power).astype(np.float32)
+    bias = (generator.standard_normal(4) * 10.0**bias_power).astype(np.float32)
+    source = 10.0**source_power
+    wide = widen_for_bias(weight_scales(weight, axis), source, bias, weight, axis or 0)
+    codes = quantize_weight(weight, wide, axis).astype(np.int64)
+    largest = 255 * np.abs(codes).sum(axis=0 if axis == 1 else 1)
+    assert (largest + np.abs(quantize_bias(bias, wide, source).astype(np.int64)) < 2**31).all()
+
+
+def test_scales_of_ordinary_layers_stay_as_they_are():
+    generator = np.random.default_rng(0)
+    weight = generator.standard_normal((64, 512, 3, 3)).astype(np.float32)
+    scales = weight_scales(weight, 0)
+    bias = generator.standard_normal(64).astype(np.float32)
+    np.testing.assert_array_equal(widen_for_bias(scales, 0.02, bias, weight, 0), scales)
