@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 from rich.console import Console
@@ -16,9 +16,8 @@ from quantrim.cli.train import ConfigOption, SetOption
 from quantrim.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from quantrim.prune.pruning import Survey
-    from quantrim.prune.recipe import PruneRun
-    from quantrim.prune.sensitivity import Estimate, Progress
+    from quantrim.prune.forecast import Forecast
+    from quantrim.prune.recipe import PruneRun, Recipe
 
 
 def prune(
@@ -64,26 +63,22 @@ def prune(
 ) -> None:
     """Remove channels from a trained model and retrain it; SAVE_DIR is then the input of qat and export."""
     from quantrim.prune.latency import Engine
-    from quantrim.prune.recipe import Listener, Recipe, prune_config
+    from quantrim.prune.recipe import Listener, Recipe, forecast_config, prune_config
     from quantrim.prune.solver import Limits
     from quantrim.vision.config import load_config
     from quantrim.vision.runs import best_key
     from quantrim.vision.train import TrainSettings
 
     loaded = load_config(config, sets or ())
-    limits = Limits(align, min_channels)
     console = console_for(json_target)
-    if dry_run:
-        _survey_only(loaded, weights, limits, tuple(protect or ()), input_shape, console, json_target)
-        return
     recipe = Recipe(
-        ratio=_ratio(pruning_ratio, channel_ratio),
+        ratio=_ratio(pruning_ratio, channel_ratio, needed=not dry_run),
         of_channels=channel_ratio is not None,
         criterion=criterion,
         objective=cast("Literal['flops', 'latency']", _one_of(objective, ("flops", "latency"), "--objective")),
         measure_sensitivity=sensitivity,
         method=cast("Literal['marginal', 'threshold']", _one_of(method, ("marginal", "threshold"), "--method")),
-        limits=limits,
+        limits=Limits(align, min_channels),
         protect=tuple(protect or ()),
         samples=samples,
         workers="ray" if workers == "ray" else _count(workers),
@@ -102,49 +97,66 @@ def prune(
         best_key=best_key(loaded),
         device=device,
     )
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("measuring sensitivity", total=None, visible=False)
-
-        def measured(progress: Progress) -> None:
-            bar.update(task, visible=True, completed=progress.done, total=progress.total)
-
-        def surveyed(found: Survey, cost: Estimate | None) -> None:
-            show_survey(console, found, cost)
-
-        run = prune_config(
-            loaded,
-            weights,
-            settings,
-            save_dir,
-            recipe,
-            listener=Listener(surveyed, measured),
-            resume=resume,
-            progress=False,
+    with Meter() as meter:
+        listener = Listener(
+            timed=lambda done, total: meter("timing layers", done, total),
+            forecast=lambda found: show_forecast(console, found, recipe),
+            measured=lambda progress: meter(
+                "measuring sensitivity", progress.done, progress.total, progress.seconds_left
+            ),
         )
+        if dry_run:
+            found = forecast_config(loaded, weights, recipe, seed=seed, listener=listener)
+            show_forecast(console, found, recipe)
+            emit_json({"command": "prune", **found.to_json()}, json_target)
+            return
+        run = prune_config(loaded, weights, settings, save_dir, recipe, listener=listener, resume=resume)
     show(console, run, settings.best_key)
     emit_json(run.to_json(), json_target)
 
 
-def _survey_only(
-    loaded: Any,
-    weights: Path,
-    limits: Any,
-    protect: tuple[str, ...],
-    input_shape: str | None,
-    console: Console,
-    json_target: str | None,
-) -> None:
-    from quantrim.prune.pruning import survey
-    from quantrim.vision.runs import example_input, load
+class Meter:
+    """How far the work before retraining is: a bar in a terminal, lines in a log.
 
-    ready = load(loaded, weights)
-    found = survey(ready.model, example_input(ready, parse_shape(input_shape)), limits=limits, protect=protect)
-    show_survey(console, found, None)
-    emit_json({"command": "prune", "survey": found.to_json()}, json_target)
+    A bar closes when its work is done, so that retraining can show its own.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._bar: Bar | None = None
+        self._tenth = 0
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar, self._tenth = None, 0
+
+    def __call__(self, title: str, done: int, total: int, seconds_left: float | None = None) -> None:
+        """Show that ``done`` of ``total`` pieces of some work are done."""
+        if self._console.is_terminal:
+            self._draw(title, done, total)
+        elif 10 * done // total > self._tenth:  # a line for each tenth
+            self._tenth = 10 * done // total
+            left = "" if seconds_left is None or done == total else f", about {seconds_left:.0f} s left"
+            self._console.print(f"{title}: {done} of {total}{left}")
+        if done == total:
+            self.__exit__()
+
+    def _draw(self, title: str, done: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = Bar(console=self._console, transient=True)
+            self._bar.add_task(title, total=total)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=done)
 
 
-def _ratio(pruning_ratio: float | None, channel_ratio: float | None) -> float:
+def _ratio(pruning_ratio: float | None, channel_ratio: float | None, needed: bool) -> float:
     ratio = pruning_ratio if channel_ratio is None else channel_ratio
+    if ratio is None and not needed:
+        return 0.0
     if ratio is None or (pruning_ratio is not None and channel_ratio is not None):
         raise ConfigError("give either --pruning-ratio (share of FLOPs or latency) or --channel-ratio.")
     if not 0 < ratio < 1:
@@ -164,23 +176,32 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def show_survey(console: Console, found: Survey, cost: Estimate | None, limit: int = 8) -> None:
-    """What can be pruned, what can't and why, and what measuring will take."""
-    graph = found.graph
+def show_forecast(console: Console, found: Forecast, recipe: Recipe, limit: int = 8) -> None:
+    """What can be pruned, what can't and why, how far it goes, and what measuring will take."""
+    looked, graph = found.survey, found.survey.graph
     channels = sum(group.channels for group in graph.groups)
     console.print(
-        f"{len(graph.groups)} groups of {channels} channels can be pruned; FLOPs {found.flops / 1e9:.3f} G, "
-        f"at least {found.least_flops / 1e9:.3f} G (largest ratio {found.largest_ratio:.2f})"
+        f"{len(graph.groups)} groups of {channels} channels can be pruned; FLOPs {looked.flops / 1e9:.3f} G, "
+        f"at least {looked.least_flops / 1e9:.3f} G (largest ratio {looked.largest_ratio:.2f})"
     )
     for frozen in graph.frozen[:limit]:
-        console.print(f"  stays: {frozen.layer} ({frozen.channels} channels): {frozen.reason}")
+        console.print(f"  stays: {frozen.layer} ({frozen.channels} channels): {frozen.reason}", markup=False)
     if len(graph.frozen) > limit:
-        console.print(f"  ... and {len(graph.frozen) - limit} more; --json names them all")
+        console.print(f"  ... and {len(graph.frozen) - limit} more; --dry-run --json FILE names them all")
     for path, reason in list(graph.unexported.items())[:limit]:
-        console.print(f"  analysed in pieces: {path or 'the whole model'}: {reason}")
-    if cost is not None:
+        console.print(f"  analysed in pieces: {path or 'the whole model'}: {reason}", markup=False)
+    if found.latency is not None:
         console.print(
-            f"sensitivity: at most {cost.evaluations} evaluations, about {cost.seconds:.0f} s on one worker"
+            f"latency {found.latency.full_ms:.2f} ms, predicted to fall to {found.least_ms:.2f} ms at most "
+            f"(largest ratio {found.largest_ratio:.2f})"
+        )
+    if recipe.ratio and not recipe.of_channels:
+        can = "within reach" if recipe.ratio <= found.largest_ratio else "[red]out of reach[/red]"
+        console.print(f"ratio {recipe.ratio:.4g} of {recipe.objective}: {can}")
+    if found.estimate is not None:
+        console.print(
+            f"sensitivity: at most {found.estimate.evaluations} evaluations, about "
+            f"{found.estimate.seconds:.0f} s on one worker"
         )
 
 

@@ -41,6 +41,12 @@ def cross_entropy(outputs: Any, target: Tensor) -> Tensor:
     return _by_sample(losses).sum(1) / _by_sample(known).sum(1).clamp_min(1)
 
 
+def mean_cross_entropy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean cross entropy of a module on a batch of inputs and class numbers, with gradients; a scalar."""
+    inputs, target = batch
+    return cross_entropy(module(inputs), target).mean()
+
+
 def _by_sample(values: Tensor) -> Tensor:
     return values.reshape(len(values), -1)
 

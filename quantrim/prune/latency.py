@@ -32,6 +32,7 @@ from quantrim.prune.cost import Kept, Widths, WidthTable, full_widths
 from quantrim.prune.groups import ChannelGraph
 from quantrim.prune.pruning import PruningResult, Survey, prune, survey
 from quantrim.prune.slots import Slots
+from quantrim.prune.solver import least_units
 from quantrim.prune.values import Call, Result, Value
 
 #: Widths at which a layer is timed, as shares of its full width.
@@ -202,6 +203,7 @@ def prune_for_latency(
     engine: Engine | None = None,
     *,
     surveyed: Survey | None = None,
+    predicted: LatencyModel | None = None,
     attempts: int = 3,
     tolerance: float = 0.02,
     on_layer: Callable[[int, int], None] | None = None,
@@ -218,6 +220,7 @@ def prune_for_latency(
         ratio: share of the milliseconds to remove.
         engine: where they count.
         surveyed: result of :func:`quantrim.prune.survey` of this module.
+        predicted: result of :func:`latency_model` of this module and survey.
         attempts: most copies that are pruned and measured.
         tolerance: a miss of this much is good enough.
         on_layer: see :func:`latency_model`.
@@ -232,7 +235,8 @@ def prune_for_latency(
     engine = engine or Engine()
     limits, protect = options.pop("limits", None), options.pop("protect", ())
     looked = surveyed or survey(module, example_inputs, limits=limits, protect=protect)
-    model = latency_model(module, example_inputs, looked.graph, engine, on_layer=on_layer)
+    model = predicted or latency_model(module, example_inputs, looked.graph, engine, on_layer=on_layer)
+    most = 1 - float(model(least_units(looked.graph.groups, looked.limits))) / model.full_ms
     keep = {key: options.pop(key) for key in ("optimizer", "followers") if key in options}
     asked, before, after = ratio, 0.0, 0.0
     for attempt in range(attempts):
@@ -242,7 +246,7 @@ def prune_for_latency(
         missing = ratio - (1 - after / before)
         if missing <= tolerance or attempt == attempts - 1:
             break
-        asked = min(0.95, asked + missing)
+        asked = max(asked, min(0.99 * most, asked + missing))
     result = prune(module, example_inputs, ratio=asked, objective=model, surveyed=looked, **options, **keep)
     return replace(result, requested=ratio, achieved=1 - after / before), before, after
 

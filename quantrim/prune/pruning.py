@@ -25,6 +25,7 @@ from quantrim.prune.solver import (
     Solution,
     allowed_units,
     by_threshold,
+    least_units,
     loss_of_estimates,
     loss_of_magnitude,
     solve,
@@ -156,7 +157,7 @@ def survey(
     checker = Checker(module, example_inputs)
     graph = verified(channel_graph(module, example_inputs, protect=protect), checker)
     cost = macs_model(graph)
-    least = np.array([allowed_units(group, limits)[-1] for group in graph.groups], dtype=np.int64)
+    least = least_units(graph.groups, limits)
     return Survey(graph, checker, limits, 2 * float(cost(full_widths(graph))), 2 * float(cost(least)))
 
 
@@ -298,12 +299,17 @@ def _choose(
         solution = solve(choices, cost, target)
     if not solution.reached:
         most = 1 - solution.cost / before if before else 0.0
-        raise ModelError(
-            f"ratio {wanted} can't be reached: at most {most:.3f} of the cost can be removed with channels in "
-            f"multiples of {limits.align}, at least {limits.min_channels} a layer, and {len(graph.frozen)} "
-            "layers frozen. Ask for less, or lower align, min_channels or protect."
-        )
+        raise ModelError(unreachable(wanted, most, limits, graph))
     return solution
+
+
+def unreachable(ratio: float, most: float, limits: Limits, graph: ChannelGraph) -> str:
+    """What to say of a ratio that is out of reach."""
+    return (
+        f"ratio {ratio:.4g} can't be reached: at most {most:.3f} of the cost can be removed with channels in "
+        f"multiples of {limits.align}, at least {limits.min_channels} a layer, and {len(graph.frozen)} "
+        "layers frozen. Ask for less, or lower align, min_channels or protect."
+    )
 
 
 def _choices(

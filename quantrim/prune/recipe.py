@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from quantrim.errors import CheckpointError, ConfigError
 from quantrim.files import write_json
 from quantrim.machine import describe_machine
-from quantrim.prune.criteria import Examples, score
-from quantrim.prune.evaluate import Probe, cross_entropy, recalibrate_batch_norm
+from quantrim.prune.criteria import Examples
+from quantrim.prune.evaluate import Probe, mean_cross_entropy, recalibrate_batch_norm
+from quantrim.prune.forecast import Forecast, forecast
 from quantrim.prune.latency import Engine, measured_side_by_side, prune_for_latency
 from quantrim.prune.plan import (
     PLAN_FILE,
@@ -32,13 +33,13 @@ from quantrim.prune.plan import (
     save_pruned,
 )
 from quantrim.prune.plot import plot_sensitivity
-from quantrim.prune.pruning import Method, PruningResult, Survey, prune, survey
-from quantrim.prune.sensitivity import Estimate, Job, Progress, Sensitivity, estimate, measure
+from quantrim.prune.pruning import Method, PruningResult, prune
+from quantrim.prune.sensitivity import Progress, Sensitivity, measure
 from quantrim.prune.solver import Limits
 from quantrim.qat.distill import distillation_loss
 from quantrim.vision.calibration import calibration_pairs
 from quantrim.vision.config import Config, build_data, build_loss, build_optimizer
-from quantrim.vision.runs import Loaded, export, load, validation
+from quantrim.vision.runs import Loaded, example_input, export, load, validation
 from quantrim.vision.train import TrainResult, TrainSettings, train
 
 #: Batches of the probe: small, so that what lies before a group fits into memory for all of them.
@@ -50,7 +51,7 @@ class Recipe:
     """What to remove and how.
 
     Attributes:
-        ratio: share of the cost to remove.
+        ratio: share of the cost to remove; 0 only where a forecast is all that is wanted.
         of_channels: the ratio is the share of channels instead, the same in every group.
         criterion: which units go first.
         objective: "flops" or "latency".
@@ -82,6 +83,16 @@ class Recipe:
     learning_rate: float | None = None
     engine: Engine = field(default_factory=Engine)
     shape: tuple[int, ...] | None = None
+
+    @property
+    def measures(self) -> bool:
+        """Whether the sensitivity of groups decides how much each loses."""
+        return self.measure_sensitivity and not self.of_channels
+
+    @property
+    def for_latency(self) -> bool:
+        """Whether milliseconds are the objective."""
+        return self.objective == "latency" and not self.of_channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +140,44 @@ class Listener:
     """What a run tells while it works.
 
     Attributes:
-        surveyed: before work: what is prunable, and what measuring it will take.
+        timed: while layers are timed on the engine: how many are done, how many there are.
+        forecast: before each round: what can be pruned, and what measuring it will take.
         measured: during the sensitivity analysis.
     """
 
-    surveyed: Callable[[Survey, Estimate | None], None] = lambda looked, cost: None
+    timed: Callable[[int, int], None] = lambda done, total: None
+    forecast: Callable[[Forecast], None] = lambda found: None
     measured: Callable[[Progress], None] = lambda progress: None
+
+
+def forecast_config(
+    config: Config, weights: str | Path, recipe: Recipe, *, seed: int = 0, listener: Listener | None = None
+) -> Forecast:
+    """What :func:`prune_config` would start from, without pruning anything.
+
+    Raises:
+        ConfigError, DataError, ModelError, CheckpointError: one line each that says what is wrong.
+    """
+    loaded = load(config, weights)
+    probe = probe_of(config, recipe.samples) if recipe.measures else None
+    heard = listener or Listener()
+    return _forecast(loaded.model, example_input(loaded, recipe.shape), recipe, probe, seed, heard)
+
+
+def _forecast(
+    model: nn.Module, example: Tensor, recipe: Recipe, probe: Probe | None, seed: int, listener: Listener
+) -> Forecast:
+    return forecast(
+        model,
+        example,
+        probe=probe if recipe.measures else None,
+        engine=recipe.engine if recipe.for_latency else None,
+        criterion=recipe.criterion,
+        limits=recipe.limits,
+        protect=recipe.protect,
+        seed=seed,
+        on_layer=listener.timed,
+    )
 
 
 def prune_config(
@@ -186,11 +229,7 @@ class _Run:
         self.loaded = load(config, weights)
         self.teacher = copy.deepcopy(self.loaded.model)
         self.judge = partial(_value, validation(config), settings.best_key)
-        self.example = (
-            torch.randn(recipe.shape, generator=torch.Generator().manual_seed(settings.seed))
-            if recipe.shape is not None
-            else self.loaded.data[0][0][None]
-        )
+        self.example = example_input(self.loaded, recipe.shape)
         self.probe = probe_of(config, recipe.samples)
         self.plan = plan_beside(weights) or empty_plan(self.loaded.model)
         self.evaluations = 0
@@ -221,45 +260,40 @@ class _Run:
 
     def _prune(self, model: nn.Module, share: float, step: int) -> PruningResult:
         recipe = self.recipe
-        looked = survey(model, self.example, limits=recipe.limits, protect=recipe.protect)
-        examples = Examples(self.probe.batches, _mean_loss)
-        sensitivity = self._sensitivity(model, looked, examples, step)
+        found = _forecast(model, self.example, recipe, self.probe, self.settings.seed, self.listener)
+        self.listener.forecast(found)
+        if not recipe.of_channels:
+            found.require(share)
         options: dict[str, Any] = {
             "criterion": recipe.criterion,
-            "examples": examples,
-            "sensitivity": sensitivity,
+            "examples": Examples(self.probe.batches, mean_cross_entropy),
+            "sensitivity": self._sensitivity(found, step),
             "method": recipe.method,
-            "surveyed": looked,
+            "surveyed": found.survey,
             "seed": self.settings.seed,
         }
         if recipe.of_channels:
             result = prune(model, self.example, channel_ratio=share, **options)
-        elif recipe.objective == "latency":
-            result, _, _ = prune_for_latency(model, self.example, share, recipe.engine, **options)
+        elif recipe.for_latency:
+            result, _, _ = prune_for_latency(
+                model, self.example, share, recipe.engine, predicted=found.latency, **options
+            )
         else:
             result = prune(model, self.example, ratio=share, **options)
         recalibrate_batch_norm(model, (inputs for inputs, _ in self.probe.batches))
         self.plan = self.plan.then(result.plan.removal)
         return result
 
-    def _sensitivity(
-        self, model: nn.Module, looked: Survey, examples: Examples, step: int
-    ) -> Sensitivity | None:
-        recipe = self.recipe
-        if not recipe.measure_sensitivity or recipe.of_channels:
-            self.listener.surveyed(looked, None)
+    def _sensitivity(self, found: Forecast, step: int) -> Sensitivity | None:
+        if found.job is None:
             return None
-        groups = tuple(group for group in looked.graph.groups if group.channels > recipe.limits.min_channels)
-        scores = score(model, groups, recipe.criterion, examples=examples, seed=self.settings.seed)
-        job = Job(model, groups, scores, self.probe, threads=max(1, torch.get_num_threads() // 2))
-        self.listener.surveyed(looked, estimate(job))
         name = "sensitivity" if step == 0 else f"sensitivity_{step + 1}"
-        path = self.save_dir / f"{name}.json"
-        found = measure(job, path=path, workers=recipe.workers, on_progress=self.listener.measured)
-        plot_sensitivity(found, self.save_dir / f"{name}.png")
-        self.evaluations += found.evaluations
-        self.seconds["sensitivity"] += found.seconds
-        return found
+        path, workers = self.save_dir / f"{name}.json", self.recipe.workers
+        measured = measure(found.job, path=path, workers=workers, on_progress=self.listener.measured)
+        plot_sensitivity(measured, self.save_dir / f"{name}.png")
+        self.evaluations += measured.evaluations
+        self.seconds["sensitivity"] += measured.seconds
+        return measured
 
     def _stored_plan(self, results: list[PruningResult]) -> PruningPlan:
         whole = _over_all(results)
@@ -344,11 +378,6 @@ class _Run:
 
 def _value(judge: Callable[[nn.Module], Mapping[str, float]], key: str, module: nn.Module) -> float:
     return float(judge(module)[key])
-
-
-def _mean_loss(module: nn.Module, batch: Any) -> Tensor:
-    inputs, target = batch
-    return cross_entropy(module(inputs), target).mean()
 
 
 def probe_of(config: Config, samples: int) -> Probe:

@@ -78,6 +78,11 @@ def allowed_units(group: ChannelGroup, limits: Limits) -> NDArray[np.int64]:
     return np.concatenate([[group.units], below])
 
 
+def least_units(groups: Sequence[ChannelGroup], limits: Limits) -> NDArray[np.int64]:
+    """The least number of units that each group may keep, int64[groups]."""
+    return np.array([allowed_units(group, limits)[-1] for group in groups], dtype=np.int64)
+
+
 def loss_of_magnitude(scores: Scores, kept: NDArray[np.int64]) -> NDArray[np.float64]:
     """Expected loss of a group whose scores are magnitudes: minus the logarithm of the share that stays.
 
