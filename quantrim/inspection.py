@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def inspect(
     against: str | Path | None = None,
     data: Any = None,
     samples: int = 8,
-    preprocess: Preprocess = IMAGENET,
+    preprocess: Preprocess | Callable[[Path], np.ndarray] = IMAGENET,
     input_shape: tuple[int, ...] | None = None,
     threads: int = 1,
 ) -> Inspection:
@@ -110,7 +110,11 @@ def inspect(
 
 
 def _inputs(
-    model: ir.Model, data: Any, samples: int, preprocess: Preprocess, shape: tuple[int, ...] | None
+    model: ir.Model,
+    data: Any,
+    samples: int,
+    preprocess: Preprocess | Callable[[Path], np.ndarray],
+    shape: tuple[int, ...] | None,
 ) -> list[Mapping[str, np.ndarray]]:
     if data is None:
         return [random_feed(model, shape, seed) for seed in range(min(samples, 4))]

@@ -44,7 +44,12 @@ class Machine:
     def line(self) -> str:
         """One line for the head of a table."""
         flags = ", ".join(flag for flag in self.flags if flag not in ("avx2", "avx512f")) or "no VNNI"
-        return f"{self.processor} ({flags}), {self.cores} cores, {self.date}"
+        return f"{self.processor} ({flags}), {counted(self.cores, 'core')}, {self.date}"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 core``, ``2 cores``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def describe_machine() -> Machine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -24,12 +25,18 @@ from quantrim.cli import (
 )
 from quantrim.errors import QuantrimError
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="quantrim",
     help="Quantize and trim vision models, verified on the engine that runs them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        # PaddleSeg spells options with underscores, --save_dir; both spellings are the same option.
+        "token_normalize_func": lambda word: word.replace("_", "-"),
+    },
 )
 
 app.command("demo")(demo.demo)
@@ -53,8 +60,19 @@ def main() -> None:
     try:
         app()
     except QuantrimError as error:
-        print(f"quantrim: error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("quantrim: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _fail(str(error))
+    except MemoryError as error:
+        _fail(f"not enough memory ({error or 'allocation failed'}). Use a smaller batch or input.")
+    except OSError as error:  # a file that can't be read, a folder that can't be written
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}.")
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:  # typer turns Ctrl-C into this code, without a word
+            print("quantrim: interrupted", file=sys.stderr)
+        raise
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"quantrim: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)

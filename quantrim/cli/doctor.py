@@ -8,11 +8,11 @@ from quantrim.cli.output import JsonOption, console_for, emit_json
 def doctor(json_target: JsonOption = None) -> None:
     """Show CPU features, engines and versions, and what to expect from INT8 here."""
     from quantrim.engines import ENGINES, installed_engines
-    from quantrim.machine import describe_machine, expectations
+    from quantrim.machine import counted, describe_machine, expectations
 
     machine = describe_machine()
     console = console_for(json_target)
-    console.print(f"[bold]{machine.processor}[/bold], {machine.cores} cores, {machine.memory_gb} GB")
+    console.print(f"[bold]{machine.processor}[/bold], {counted(machine.cores, 'core')}, {machine.memory_gb} GB")
     console.print(f"INT8 and BF16 features: {', '.join(machine.flags) or 'none known'}")
     for package, version in machine.versions.items():
         console.print(f"  {package} {version}")

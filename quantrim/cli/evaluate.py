@@ -13,12 +13,22 @@ from quantrim.cli.train import SetOption
 from quantrim.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
     from quantrim.vision.config import Config
     from quantrim.vision.runs import Loaded
     from quantrim.vision.views import Predict, Views
 
-WeightsOption = Annotated[Path | None, typer.Option(help="torch weights.")]
-ModelOption = Annotated[Path | None, typer.Option(help=".onnx file, run on --engine.")]
+WeightsOption = Annotated[Path | None, typer.Option("--weights", "--model-path", help="torch weights.")]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", "--infer-model", help=".onnx file, run on --engine.")
+]
+EngineOption = Annotated[str, typer.Option(help="openvino, onnxruntime or tensorrt.")]
+AllThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads of the engine; all cores by default.")
+]
 ScalesOption = Annotated[
     str | None, typer.Option(help="Scales whose predictions are joined, e.g. 0.75,1,1.25.")
 ]
@@ -79,7 +89,7 @@ def evaluate(
     config: Annotated[Path | None, typer.Option("-c", "--config", help="YAML configuration.")] = None,
     weights: WeightsOption = None,
     model: ModelOption = None,
-    engine: Annotated[str, typer.Option()] = "openvino",
+    engine: EngineOption = "openvino",
     batch_size: Annotated[int | None, typer.Option(min=1, help="8 by default; 50 with --binary.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many pictures.")] = None,
     scales: ScalesOption = None,
@@ -88,12 +98,15 @@ def evaluate(
     crop_size: CropSizeOption = None,
     stride: StrideOption = None,
     binary: Annotated[
-        Path | None, typer.Option(help="Binary data of `quantrim binarize`, instead of --config.")
+        Path | None,
+        typer.Option(
+            "--binary", "--infer-data", help="Binary data of `quantrim binarize`, instead of --config."
+        ),
     ] = None,
     input_shape: InputShapeOption = None,
     skip_batch_num: Annotated[int, typer.Option(min=0, help="With --binary: batches not timed.")] = 0,
     batch_num: Annotated[int, typer.Option(min=0, help="With --binary: batches to use; 0 for all.")] = 0,
-    threads: Annotated[int | None, typer.Option()] = None,
+    threads: AllThreadsOption = None,
     sets: SetOption = None,
     json_target: JsonOption = None,
 ) -> None:
@@ -117,11 +130,17 @@ def evaluate(
         views = views_from(loaded.config, scales, flip, flip_vertical, crop_size, stride)
         predict = views.of(predictor_of(loaded, model, engine, threads))
         metrics = run(predict, loaded.data, batch_size=batch_size or 8, limit=limit)
-    console = console_for(json_target)
-    for name, value in metrics.items():
-        text = ", ".join(f"{v:.4f}" for v in value) if isinstance(value, list) else f"{value:.4f}"
-        console.print(f"{name}: {text}")
+    show_metrics(console_for(json_target), metrics)
     emit_json({"command": "evaluate", "model": str(model or weights), "metrics": metrics}, json_target)
+
+
+def show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
+    """One metric a line, values under each other; counts without decimals."""
+    width = max(map(len, metrics), default=0)
+    for name, value in metrics.items():
+        values = value if isinstance(value, list) else [value]
+        text = f"{value:.0f}" if name == "images" else ", ".join(f"{v:.4f}" for v in values)
+        console.print(f"{name:{width}}  {text}")
 
 
 def _on_binary(

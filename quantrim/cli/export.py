@@ -14,7 +14,7 @@ from quantrim.cli.train import ConfigOption, SetOption
 
 def export(
     config: ConfigOption,
-    weights: Annotated[Path, typer.Option(help="torch weights.")],
+    weights: Annotated[Path, typer.Option("--weights", "--model-path", help="torch weights.")],
     output: Annotated[Path, typer.Option("-o", "--output", help=".onnx file; deploy.yaml goes beside it.")],
     input_shape: InputShapeOption = None,
     output_op: Annotated[str, typer.Option(help="none, argmax or softmax behind the logits.")] = "none",
@@ -30,7 +30,10 @@ def export(
     loaded = load(load_config(config, sets or ()), weights)
     difference = run(loaded, output, shape=parse_shape(input_shape), output_op=output_op)
     size = size_mb(output)
-    console_for(json_target).print(f"{output}: {size:.2f} MB, largest difference from torch {difference:.1e}")
+    console_for(json_target).print(
+        f"{output}: {size:.2f} MB, largest difference from torch {difference:.1e}; "
+        f"{output.with_name('deploy.yaml')}: how its images are prepared"
+    )
     emit_json(
         {"command": "export", "output": str(output), "size_mb": size, "difference": difference}, json_target
     )

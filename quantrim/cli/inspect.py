@@ -9,6 +9,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from quantrim.cli.calibration import (
+    DeployOption,
+    FitOption,
+    MeanOption,
+    StdOption,
+    preprocess_of,
+    samples_of,
+)
 from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape
 from quantrim.cli.output import JsonOption, console_for, emit_json
 
@@ -20,8 +28,15 @@ def inspect(
     model: Annotated[Path, typer.Argument(help=".onnx file, quantized or not.")],
     engine: Annotated[str, typer.Option(help="openvino, onnxruntime or tensorrt.")] = "openvino",
     against: Annotated[Path | None, typer.Option(help="Float model to compare with.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Inputs for the comparison; random by default.")] = None,
-    samples: Annotated[int, typer.Option(min=1)] = 8,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Inputs for the comparison, as ptq's --data; random numbers by default."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many of them.")] = 8,
+    deploy: DeployOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    fit: FitOption = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer the engine executes.")] = False,
     input_shape: InputShapeOption = None,
     threads: ThreadsOption = 1,
@@ -35,8 +50,9 @@ def inspect(
         model,
         engine=engine,  # type: ignore[arg-type]
         against=against,
-        data=data,
+        data=None if data is None else samples_of(data, samples),
         samples=samples,
+        preprocess=preprocess_of(model, deploy, mean, std, fit),
         input_shape=parse_shape(input_shape),
         threads=threads,
     )

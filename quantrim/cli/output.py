@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +19,15 @@ JsonOption = Annotated[
 ]
 
 
+#: Columns of a table that goes into a file or a pipe, where no window sets them.
+_WIDTH = 200
+
+
 def console_for(json_target: str | None) -> Console:
-    """Console for people: stderr when ``--json -`` owns stdout."""
-    return Console(stderr=json_target == "-", highlight=False)
+    """Console for people: stderr when ``--json -`` owns stdout; lines are never broken, names never cut."""
+    to_stderr = json_target == "-"
+    shown = (sys.stderr if to_stderr else sys.stdout).isatty()
+    return Console(stderr=to_stderr, highlight=False, soft_wrap=True, width=None if shown else _WIDTH)
 
 
 def emit_json(result: dict[str, Any] | list[Any], target: str | None) -> None:

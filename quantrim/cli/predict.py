@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from quantrim.cli.evaluate import (
     CropSizeOption,
+    EngineOption,
     FlipOption,
     FlipVerticalOption,
     ModelOption,
@@ -25,11 +26,13 @@ from quantrim.errors import ConfigError
 
 def predict(
     config: ConfigOption,
-    images: Annotated[Path, typer.Option(help="Picture, folder, or list file.")],
+    images: Annotated[Path, typer.Option("--images", "--image-path", help="Picture, folder, or list file.")],
     weights: WeightsOption = None,
     model: ModelOption = None,
-    engine: Annotated[str, typer.Option()] = "openvino",
-    save_dir: Annotated[Path, typer.Option()] = Path("output/result"),
+    engine: EngineOption = "openvino",
+    save_dir: Annotated[Path, typer.Option(help="Where the pictures of segmentation go.")] = Path(
+        "output/result"
+    ),
     scales: ScalesOption = None,
     flip: FlipOption = None,
     flip_vertical: FlipVerticalOption = None,
@@ -58,7 +61,13 @@ def predict(
     )
     console = console_for(json_target)
     for result in results:
-        console.print(result)
+        console.print(_line(result), markup=False)
     if loaded.data.task == "segmentation":
         console.print(f"pictures are in {save_dir}")
     emit_json({"command": "predict", "results": results}, json_target)
+
+
+def _line(result: dict[str, Any]) -> str:
+    """``eye.png: background 98.2%, optic disc 1.8%``."""
+    shares = result.get("area") or {one["class"]: one["probability"] for one in result["classes"]}
+    return f"{result['image']}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items())

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_floats, parse_shape, parse_words
+from quantrim.cli.calibration import (
+    DeployOption,
+    FitOption,
+    MeanOption,
+    StdOption,
+    preprocess_of,
+    samples_of,
+)
+from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape, parse_words
 from quantrim.cli.output import JsonOption, console_for, emit_json
 from quantrim.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
-
-    from quantrim.calibrate import Preprocess
     from quantrim.post_training import EngineResult, PtqResult
 
 
@@ -48,13 +51,10 @@ def ptq(
     reduce_range: Annotated[
         bool, typer.Option("--reduce-range", help="7-bit weights, for CPUs without VNNI.")
     ] = False,
-    deploy: Annotated[
-        Path | None,
-        typer.Option(help="deploy.yaml that says how images are prepared; by default the one beside MODEL."),
-    ] = None,
-    mean: Annotated[str | None, typer.Option(help="Or: mean per channel; ImageNet's by default.")] = None,
-    std: Annotated[str | None, typer.Option(help="Std per channel; ImageNet's by default.")] = None,
-    fit: Annotated[str | None, typer.Option(help="crop (default) or stretch.")] = None,
+    deploy: DeployOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    fit: FitOption = None,
     input_shape: InputShapeOption = None,
     engine: Annotated[list[str] | None, typer.Option(help="Engine to ask; those of the target.")] = None,
     threads: ThreadsOption = 1,
@@ -68,7 +68,7 @@ def ptq(
         task = progress.add_task("calibrating", total=samples)
         result = run(
             model,
-            _samples(data, samples),
+            samples_of(data, samples),
             output,
             target=target,
             algo=algo,  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def ptq(
             overrides=[_override(text) for text in override or ()],  # type: ignore[misc]
             refinements=() if refine == "none" else parse_words(refine),  # type: ignore[arg-type]
             reduce_range=reduce_range,
-            preprocess=_preprocess(model, deploy, mean, std, fit),
+            preprocess=preprocess_of(model, deploy, mean, std, fit),
             input_shape=parse_shape(input_shape),
             engines=engine or None,  # type: ignore[arg-type]
             threads=threads,
@@ -95,7 +95,8 @@ def ptq(
 
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _override(text: str) -> tuple[str, str]:
@@ -103,39 +104,6 @@ def _override(text: str) -> tuple[str, str]:
     if not separator:
         raise ConfigError(f"--override {text!r} is not of the form TENSOR-GLOB=ALGO.")
     return glob, algo
-
-
-def _samples(data: Path, count: int) -> Any:
-    """The path itself, or the training pictures of a configuration."""
-    if data.suffix not in (".yml", ".yaml"):
-        return data
-    from quantrim.vision.calibration import calibration_pairs
-    from quantrim.vision.config import load_config
-
-    return (image for image, _ in calibration_pairs(load_config(data), count))
-
-
-def _preprocess(
-    model: Path, deploy: Path | None, mean: str | None, std: str | None, fit: str | None
-) -> Preprocess | Callable[[Path], np.ndarray]:
-    from quantrim.calibrate import Preprocess
-
-    asked = mean is not None or std is not None or fit is not None
-    if deploy is not None and asked:
-        raise ConfigError("--deploy says how images are prepared; leave --mean, --std and --fit away.")
-    beside = model.parent / "deploy.yaml"
-    if deploy is not None or (beside.is_file() and not asked):
-        from quantrim.vision.calibration import deployed_decoder
-
-        return deployed_decoder(deploy or beside)
-    if fit not in (None, "crop", "stretch"):
-        raise ConfigError(f"--fit {fit!r}; legal: crop, stretch.")
-    usual = Preprocess()
-    return Preprocess(
-        usual.mean if mean is None else parse_floats(mean, "--mean"),
-        usual.std if std is None else parse_floats(std, "--std"),
-        cast("Literal['crop', 'stretch']", fit or "crop"),
-    )
 
 
 def show(console: Console, result: PtqResult) -> None:

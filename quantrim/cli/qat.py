@@ -183,9 +183,3 @@ def show(console: Console, run: QatRun) -> None:
         f"{run.output}: {sizes['int8']:.2f} MB (FP32 {sizes['fp32']:.2f} MB), equal codes "
         f"{run.equal_codes:.4%}, {run.seconds:.0f} s of training"
     )
-    for engine in run.engines:
-        if engine.times.speedup < 1:
-            console.print(
-                f"[yellow]INT8 is slower than FP32 on {engine.verdict.engine} here "
-                f"({engine.times.speedup:.2f}x): deploy the FP32 model, or a larger one in INT8.[/yellow]"
-            )

@@ -14,14 +14,12 @@ from quantrim.cli.train import ConfigOption
 
 def quant(
     config: ConfigOption,
-    retraining_iters: Annotated[
-        int, typer.Option("--retraining-iters", "--retraining_iters", min=1, help="Iterations of retraining.")
-    ],
-    model_path: Annotated[Path, typer.Option("--model-path", "--model_path", help="FP32 weights.")],
-    batch_size: Annotated[int | None, typer.Option("--batch-size", "--batch_size", min=1)] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--learning_rate")] = None,
-    num_workers: Annotated[int, typer.Option("--num-workers", "--num_workers", min=0)] = 0,
-    save_dir: Annotated[Path, typer.Option("--save-dir", "--save_dir")] = Path("output"),
+    retraining_iters: Annotated[int, typer.Option(min=1, help="Iterations of retraining.")],
+    model_path: Annotated[Path, typer.Option(help="FP32 weights.")],
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    learning_rate: Annotated[float | None, typer.Option()] = None,
+    num_workers: Annotated[int, typer.Option(min=0)] = 0,
+    save_dir: Annotated[Path, typer.Option()] = Path("output"),
     seed: Annotated[int, typer.Option()] = 0,
     json_target: JsonOption = None,
 ) -> None:

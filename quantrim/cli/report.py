@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from quantrim.cli.output import JsonOption, console_for, emit_json
+
 
 def report(
     results: Annotated[
@@ -15,10 +17,12 @@ def report(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help=".html file.")],
     title: Annotated[str | None, typer.Option(help="Heading; the first result's name by default.")] = None,
+    json_target: JsonOption = None,
 ) -> None:
     """Write one self-contained HTML page of results; training and sensitivity beside them are drawn, too."""
     from quantrim.report import read_result, write_report
 
     found = [read_result(path) for path in results]
     write_report(output, title or f"quantrim: {found[0].name}", *found)
-    typer.echo(f"{output}")
+    console_for(json_target).print(f"{output}: open it in a browser", markup=False)
+    emit_json({"command": "report", "output": str(output), "results": [str(p) for p in results]}, json_target)

@@ -40,7 +40,7 @@ def model(config, tmp_path_factory) -> Path:
 
 
 def ptq(model: Path, output: Path, *words: object) -> Result:
-    arguments = ["ptq", model, "-o", output, "--samples", 4, "--batch-size", 2, *words]
+    arguments = ["ptq", model, "-o", output, "--samples", 4, "--engine", "onnxruntime", *words]
     return CliRunner().invoke(app, [str(word) for word in arguments])
 
 
@@ -77,3 +77,24 @@ def test_two_ways_to_prepare_images_are_refused(model, tmp_path):
     done = ptq(model, tmp_path / "a.onnx", *words)
     assert done.exit_code == 1
     assert "leave --mean" in str(done.exception)
+
+
+def test_inspect_prepares_its_data_as_ptq_did(config, model, tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        picture = generator.integers(0, 255, (64, 64, 3), np.uint8)
+        assert cv2.imwrite(str(tmp_path / "in" / f"{number}.png"), picture)
+    output = model.parent / "int8.onnx"  # deploy.yaml lies here
+    assert ptq(model, output, "--data", tmp_path / "in").exit_code == 0
+    decode = deployed_decoder(model.parent / "deploy.yaml")
+    np.save(tmp_path / "ready.npy", np.stack([decode(tmp_path / "in" / f"{n}.png") for n in range(4)]))
+    common = ["inspect", output, "--against", model, "--engine", "onnxruntime"]
+    agreements = []
+    for data in (tmp_path / "in", tmp_path / "ready.npy"):
+        done = CliRunner().invoke(app, [str(word) for word in (*common, "--data", data, "--json", "-")])
+        assert done.exit_code == 0, done.output
+        agreements.append(json.loads(done.stdout)["agreement"])
+    assert agreements[0] == agreements[1]
+    words = [*common, "--data", config, "--samples", 2]
+    assert CliRunner().invoke(app, [str(word) for word in words]).exit_code == 0

@@ -1,0 +1,82 @@
+"""Options of the verbs that feed images to a file: where the images come from, and how they are prepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from quantrim.cli.options import parse_floats
+from quantrim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    from quantrim.calibrate import Preprocess
+
+#: Suffixes of a configuration.
+_CONFIGS = (".yml", ".yaml")
+
+DeployOption = Annotated[
+    Path | None,
+    typer.Option(help="deploy.yaml that says how images are prepared; by default the one beside MODEL."),
+]
+MeanOption = Annotated[str | None, typer.Option(help="Or: mean per channel; ImageNet's by default.")]
+StdOption = Annotated[str | None, typer.Option(help="Std per channel; ImageNet's by default.")]
+FitOption = Annotated[str | None, typer.Option(help="crop (default) or stretch.")]
+
+
+def samples_of(data: Path, count: int) -> Any:
+    """What ``--data`` names: the path itself, or the training pictures of a configuration.
+
+    Args:
+        data: image folder, list file, .npy or .npz, or a YAML configuration.
+        count: pictures to take of a configuration's set.
+    """
+    if data.suffix not in _CONFIGS:
+        return data
+    from quantrim.vision.calibration import calibration_pairs
+    from quantrim.vision.config import load_config
+
+    return (image for image, _ in calibration_pairs(load_config(data), count))
+
+
+def preprocess_of(
+    model: Path, deploy: Path | None, mean: str | None, std: str | None, fit: str | None
+) -> Preprocess | Callable[[Path], np.ndarray]:
+    """How image files become inputs: as ``deploy.yaml`` says, or by the options given.
+
+    Raises:
+        ConfigError: both ways were asked for, or an option or the file holds an illegal value.
+    """
+    from quantrim.calibrate import Preprocess
+
+    asked = mean is not None or std is not None or fit is not None
+    if deploy is not None and asked:
+        raise ConfigError("--deploy says how images are prepared; leave --mean, --std and --fit away.")
+    beside = model.parent / "deploy.yaml"
+    if deploy is not None or (beside.is_file() and not asked):
+        from quantrim.vision.calibration import deployed_decoder
+
+        return deployed_decoder(deploy or beside)
+    if fit not in (None, "crop", "stretch"):
+        raise ConfigError(f"--fit {fit!r}; legal: crop, stretch.")
+    usual = Preprocess()
+    return Preprocess(
+        usual.mean if mean is None else parse_channels(mean, "--mean"),
+        usual.std if std is None else parse_channels(std, "--std"),
+        cast("Literal['crop', 'stretch']", fit or "crop"),
+    )
+
+
+def parse_channels(text: str, option: str) -> tuple[float, ...]:
+    """Numbers for 1 or 3 channels, each std above 0; ConfigError otherwise."""
+    values = parse_floats(text, option)
+    if len(values) not in (1, 3):
+        raise ConfigError(f"{option} {text!r} has {len(values)} numbers; give one, or one each for R, G and B.")
+    if option == "--std" and min(values) <= 0:
+        raise ConfigError(f"{option} {text!r}: every value must be above 0.")
+    return values * 3 if len(values) == 1 else values
