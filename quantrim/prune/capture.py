@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from quantrim.errors import ModelError
 from quantrim.runtime import first_line
@@ -57,19 +58,38 @@ class Capture:
 
 
 def call_arguments(inputs: Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]) -> Arguments:
-    """Positional and keyword arguments of a forward, from a tensor, several, or a mapping by keyword."""
+    """Positional and keyword arguments of a forward, from a tensor, several, or a mapping by keyword.
+
+    Raises:
+        ModelError: there is no tensor among them, or an empty one.
+    """
     if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return ((inputs,) if isinstance(inputs, Tensor) else tuple(inputs)), {}
+        arguments: Arguments = (), dict(inputs)
+    elif isinstance(inputs, tuple | list):
+        arguments = tuple(inputs), {}
+    else:
+        arguments = (inputs,), {}
+    tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise ModelError(
+            f"the example inputs hold no tensor (given: {type(inputs).__name__}). Pass torch tensors, e.g. "
+            "torch.randn(1, 3, 224, 224)."
+        )
+    empty = next((tuple(tensor.shape) for tensor in tensors if not tensor.numel()), None)
+    if empty is not None:
+        raise ModelError(f"an example input of shape {empty} is empty. Pass at least one sample.")
+    return arguments
 
 
 def require_plain(module: nn.Module) -> None:
     """Refuse wrappers and reparametrised layers, whose parameters are not those that the forward uses.
 
     Raises:
-        ModelError: the module is wrapped for data parallelism or by torch.compile, is under
-            quantization-aware training, or a layer is parametrised.
+        ModelError: the module is wrapped for data parallelism or by torch.compile, is a TorchScript program,
+            is under quantization-aware training, a layer is parametrised, or a tensor has no values.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError("the model is a TorchScript program. Prune the nn.Module that it was made of.")
     if isinstance(module, DataParallel | DistributedDataParallel):
         raise ModelError(f"{type(module).__name__} wraps the model. Prune its .module, then wrap that again.")
     if hasattr(module, "_orig_mod"):
@@ -88,6 +108,15 @@ def require_plain(module: nn.Module) -> None:
             raise ModelError(
                 f"layer {path!r} computes its weight in a hook (weight_norm, spectral_norm or "
                 "torch.nn.utils.prune). Remove the hook first, e.g. with torch.nn.utils.remove_weight_norm."
+            )
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise ModelError(f"{name!r} has no shape yet. Run the model once before it is pruned.")
+        if tensor.is_meta:
+            raise ModelError(f"{name!r} is on the meta device. Load the weights before the model is pruned.")
+        if tensor.is_inference():
+            raise ModelError(
+                f"{name!r} was made under torch.inference_mode and can't be changed. Build the model outside."
             )
 
 
@@ -169,12 +198,20 @@ def _export(module: nn.Module, arguments: Arguments) -> Any:
     reason = ""
     for strict in (False, True):
         try:
-            with warnings.catch_warnings(), _quiet(), torch.random.fork_rng(devices=[]):
+            # without gradients, a forward under torch.no_grad is a part of the graph like any other
+            with warnings.catch_warnings(), _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
                 warnings.simplefilter("ignore")
-                return torch.export.export(module, arguments[0], arguments[1], strict=strict)
+                program = torch.export.export(module, arguments[0], arguments[1], strict=strict)
+            return "sizes of tensors depend on their values" if _has_open_sizes(program) else program
         except Exception as error:  # torch.export raises a dozen types; the reason is reported
             reason = reason or f"torch.export fails: {first_line(error)}"
     return reason
+
+
+def _has_open_sizes(program: Any) -> bool:
+    """Whether some tensor has a size that only a run can tell, as after non-maximum suppression."""
+    leaves = (leaf for node in program.graph.nodes for leaf in tree_leaves(node.meta.get("val")))
+    return any(not isinstance(size, int) for leaf in leaves if isinstance(leaf, Tensor) for size in leaf.shape)
 
 
 @contextmanager

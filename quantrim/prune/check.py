@@ -1,9 +1,10 @@
 """The self-check: a pruned model must compute what the masked one computes.
 
 Zeroing all positions of a unit in every tensor silences it; removing them must not change anything more. Both
-models run in double precision on random weights, so that a branch that starts at zero is seen too, in
-evaluation and in training mode. Groups that don't agree are found by bisection and frozen. This catches what
-no graph shows: sizes written into a forward, and branches that depend on a size.
+models run in double precision (in single where a forward insists on it) on random weights, so that a branch
+that starts at zero is seen too, in evaluation and in training mode. Groups that don't agree are found by
+bisection and frozen. This catches what no graph shows: sizes written into a forward, and branches that depend
+on a size.
 
 Where layer or group norms run over pruned channels their statistics change rightly; there both models run
 with such norms reduced to their scale and shift.
@@ -24,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from quantrim.errors import ModelError
-from quantrim.prune.capture import Arguments, call_arguments, in_mode, in_pairs
+from quantrim.prune.capture import Arguments, call_arguments, in_mode, in_pairs, require_plain
 from quantrim.prune.groups import ChannelGraph, ChannelGroup, Frozen, Removal, joined
 from quantrim.prune.surgery import remove, zero
 from quantrim.runtime import first_line
@@ -104,11 +105,19 @@ class Checker:
     """
 
     def __init__(self, module: nn.Module, example_inputs: Any) -> None:
+        require_plain(module)
         self.name = type(module).__name__
+        given = call_arguments(example_inputs)
         self.module = _copy(module).cpu().double()
-        arguments = tree_map_only(Tensor, _to_double, call_arguments(example_inputs))
-        _randomise(self.module)
-        self.arguments = self._fitting(arguments)
+        self.arguments, failed = self._fitting(given, torch.float64)
+        if failed is not None:
+            self.module = _copy(module).cpu().float()
+            self.arguments, failed = self._fitting(given, torch.float32)
+        if failed is not None:
+            raise ModelError(
+                f"the forward of {self.name} fails on the example inputs: {failed.error} "
+                f"(in {failed.where or 'itself'}). Pass example_inputs that the model accepts."
+            )
         self.modes = self._comparable_modes()
 
     def failure(self, removal: Removal, normalised: bool = False) -> str | None:
@@ -133,17 +142,16 @@ class Checker:
     def _run(self, module: nn.Module, training: bool, normalised: bool, seed: int = 0) -> _Run:
         return _observed_run(module, self.arguments, training, _Plain(normalised), seed)
 
-    def _fitting(self, arguments: Arguments) -> Arguments:
-        """Two small samples where the model accepts them, else what was given."""
+    def _fitting(self, given: Arguments, dtype: torch.dtype) -> tuple[Arguments, _Run | None]:
+        """Two small samples where the model accepts them, else what was given; a failed run if that fails."""
+        _randomise(self.module)
+        arguments = tree_map_only(Tensor, lambda tensor: _cast(tensor, dtype), given)
         small = tree_map_only(Tensor, _small, arguments)
         for candidate in (in_pairs(small), small, in_pairs(arguments), arguments):
             run = _observed_run(self.module, candidate, False, _Plain(False), 0)
             if not run.error:
-                return candidate
-        raise ModelError(
-            f"the forward of {self.name} fails on the example inputs: {run.error} (in {run.where or 'itself'})."
-            " Pass example_inputs that the model accepts."
-        )
+                return candidate, None
+        return arguments, run
 
     def _comparable_modes(self) -> tuple[bool, ...]:
         """Evaluation, and training if the model can train on these inputs without chance."""
@@ -153,6 +161,10 @@ class Checker:
                 f"{self.name} gives other outputs for the same inputs in evaluation mode. Make it "
                 "deterministic in eval (no noise, no sampling), so that pruning can be "
                 "checked."
+            )
+        if first.outputs and not any(torch.isfinite(output).any() for output in first.outputs):
+            raise ModelError(
+                f"the outputs of {self.name} are NaN or infinite on the example inputs. Pass finite inputs."
             )
         first, second = (self._run(self.module, True, False, seed) for seed in (0, 1))
         stable = not first.error and _difference(first, second) is None
@@ -229,9 +241,9 @@ def _copy(module: nn.Module) -> nn.Module:
         ) from error
 
 
-def _to_double(tensor: Tensor) -> Tensor:
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     tensor = tensor.detach().cpu()
-    return tensor.double() if tensor.is_floating_point() else tensor
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _small(tensor: Tensor) -> Tensor:
@@ -315,7 +327,9 @@ def _difference(expected: _Run, got: _Run) -> str | None:
 def _relative(expected: Tensor, got: Tensor) -> float:
     if not expected.numel():
         return 0.0
-    if not torch.isfinite(expected).all():
-        return 0.0 if torch.equal(torch.isfinite(expected), torch.isfinite(got)) else float("inf")
-    scale = max(float(expected.abs().max()), 1e-30)
-    return float((expected.double() - got.double()).abs().max()) / scale
+    finite = torch.isfinite(expected)
+    if not torch.equal(finite, torch.isfinite(got)):
+        return float("inf")
+    expected, got = expected[finite].double(), got[finite].double()
+    scale = max(float(expected.abs().max()), 1e-30) if len(expected) else 1.0
+    return float((expected - got).abs().max()) / scale if len(expected) else 0.0

@@ -20,6 +20,7 @@ from quantrim.prune.walk import Member, Walk
 #: "out": a weight's own channels; "in": channels it reads; "scale": weight of a norm; "other": biases, ...
 Role = Literal["out", "in", "scale", "other"]
 Indices = NDArray[np.int64]
+_UNSEEN = "not reached by an exported graph"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,9 +132,8 @@ def channel_graph(module: nn.Module, example_inputs: Any, *, protect: Sequence[s
 
 
 def _freeze_unseen(walk: Walk) -> None:
-    for name in set(walk.names.values()) - walk.seen:
-        value = walk.parameter(name)
-        walk.freeze_value(value, "not reached by an exported graph")
+    for name in walk.unseen:
+        walk.freeze_value(walk.parameter(name), _UNSEEN)
 
 
 def _freeze_protected(walk: Walk, module: nn.Module, protect: Sequence[str]) -> None:
@@ -163,6 +163,8 @@ def _graph_of(walk: Walk, captures: Sequence[Capture]) -> ChannelGraph:
 def _groups(walk: Walk, classes: Classes) -> tuple[ChannelGroup, ...]:
     """Classes with the same dimensions, as often, make a group."""
     members = list(walk.members)
+    if not members:
+        return ()
     order = {member: number for number, member in enumerate(members)}
     slots = np.concatenate([walk.members[member] for member in members])
     owner = np.concatenate([np.full(len(walk.members[m]), order[m]) for m in members])
@@ -238,7 +240,7 @@ def _marked(arrays: Sequence[Slots], count: int, classes: Classes) -> NDArray[np
 
 
 def _frozen_layers(walk: Walk, classes: Classes) -> tuple[Frozen, ...]:
-    """Layers with frozen channels of their own; the most frequent reason of each."""
+    """Layers with frozen channels of their own, the most frequent reason of each; layers never reached."""
     result = []
     for member, role in _roles(walk).items():
         if role != "out":
@@ -247,7 +249,8 @@ def _frozen_layers(walk: Walk, classes: Classes) -> tuple[Frozen, ...]:
         given = [reason for reason in reasons if reason is not None]
         if given:
             result.append(Frozen(layer_of(member), max(set(given), key=given.count), len(given)))
-    return tuple(result)
+    unseen = [Member(name, 0) for name in walk.unseen if walk.tensors[name].ndim > 1]
+    return (*result, *(Frozen(layer_of(one), _UNSEEN, len(walk.tensors[one.tensor])) for one in unseen))
 
 
 def layer_of(member: Member) -> str:

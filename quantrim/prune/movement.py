@@ -14,6 +14,7 @@ Whether a size was computed from the tensor or written down can't be seen here; 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,18 @@ def move(walk: Walk, call: Call) -> Result:
             _place(walk, call, dims, labels.numpy(), table)
     values: list[Any] = [Value(shape, tuple(dims)) for shape, dims in zip(call.shapes, outputs, strict=True)]
     return values if _returns_list(call) else values[0]
+
+
+def move_like(walk: Walk, call: Call) -> Result:
+    """Rule of view_as, reshape_as, expand_as: the second tensor only gives the shape."""
+    size = list(call.shapes[0])
+    if call.name == "expand_as":
+        plain = replace(call, op=torch.ops.aten.expand.default, arguments={"self": call.input(), "size": size})
+    else:
+        plain = replace(
+            call, op=torch.ops.aten.reshape.default, arguments={"self": call.input(), "shape": size}
+        )
+    return move(walk, plain)
 
 
 def _returns_list(call: Call) -> bool:

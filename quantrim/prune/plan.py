@@ -131,8 +131,15 @@ def save_pruned(module: nn.Module, plan: PruningPlan, directory: str | Path) -> 
     """Write ``model.pth`` (a plain state dict) and ``plan.json`` into a folder."""
     directory = Path(directory)
     with atomic_path(directory / WEIGHT_FILE) as temporary:
-        torch.save({name: value.detach().cpu() for name, value in module.state_dict().items()}, temporary)
+        torch.save(_on_cpu(module.state_dict()), temporary)
     write_json(directory / PLAN_FILE, plan.to_json())
+
+
+def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    """A state dict on the CPU; it keeps torch's note of each module's version, which some modules ask for."""
+    for name, value in state.items():
+        state[name] = value.detach().cpu()
+    return state
 
 
 def read_plan(directory: str | Path) -> PruningPlan:
@@ -163,8 +170,11 @@ def load_pruned(module: nn.Module, directory: str | Path) -> nn.Module:
         CheckpointError: a file is missing or damaged, or belongs to another model.
     """
     plan, path = read_plan(directory), Path(directory) / WEIGHT_FILE
-    state = read_state(path)
+    state = module.state_dict()  # brings the note of each module's version
+    found = read_state(path)
     plan.apply(module)
+    state.clear()
+    state.update(found)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

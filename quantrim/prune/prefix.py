@@ -47,6 +47,8 @@ class PrefixGraph:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             functional = captured.parts[0].program.run_decompositions({})  # no op runs in place afterwards
+        if any(node.op == "get_attr" for node in functional.graph.nodes):
+            return None  # calls a graph within the graph
         if any(spec.kind not in (*_OWNED, InputKind.USER_INPUT, InputKind.CONSTANT_TENSOR)
                for spec in functional.graph_signature.input_specs):  # fmt: skip
             return None

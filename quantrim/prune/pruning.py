@@ -216,6 +216,7 @@ def prune(
     """
     wanted = _check_request(ratio, channel_ratio, criterion, examples, sensitivity, method)
     looked = surveyed or survey(module, example_inputs, limits=limits, protect=protect)
+    _refuse_nan(module)
     scores = score(module, looked.graph.groups, criterion, examples=examples, seed=seed)
     graph, frozen = looked.graph, dict[str, str]()
     while True:
@@ -261,6 +262,12 @@ def _check_request(
     return wanted
 
 
+def _refuse_nan(module: nn.Module) -> None:
+    for name, tensor in module.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"{name!r} holds NaN or infinite values. Start from sound weights.")
+
+
 def _over_remaining(objective: Cost, all_groups: ChannelGraph, graph: ChannelGraph) -> Cost:
     """The objective as a function of the groups that are left; those frozen since are whole."""
     full = full_widths(all_groups)
@@ -291,6 +298,8 @@ def _choose(
     if of_channels:
         kept = uniform(graph.groups, limits, wanted)
         return Solution(kept, float(cost(kept)), 0.0, True)
+    if before <= 0:
+        raise ModelError("the model has no convolution or matrix product whose cost could be lowered.")
     target = before * (1 - wanted)
     if method == "threshold" and sensitivity is not None:
         solution = by_threshold(sensitivity.curves(), graph.groups, limits, cost, target)

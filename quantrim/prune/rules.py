@@ -207,13 +207,18 @@ _REDUCTIONS = (
 )  # fmt: skip
 _ALONG = ("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod")
 _MOVEMENTS = (
-    "view", "reshape", "_unsafe_view", "view_as", "reshape_as", "permute", "transpose", "transpose_", "t",
+    "view", "reshape", "_unsafe_view", "permute", "transpose", "transpose_", "t",
     "numpy_T", "movedim", "swapaxes", "unsqueeze", "unsqueeze_", "squeeze", "squeeze_", "flatten", "unflatten",
-    "cat", "concat", "stack", "select", "expand", "expand_as", "repeat", "tile", "repeat_interleave", "flip",
+    "cat", "concat", "stack", "select", "expand", "repeat", "tile", "repeat_interleave", "flip",
     "pixel_shuffle", "pixel_unshuffle",
 )  # fmt: skip
 
-for _names, _rule in ((_SAME, same), (_REDUCTIONS, reduction), (_ALONG, along), (_MOVEMENTS, movement.move)):
+_RESHAPED_LIKE = ("view_as", "reshape_as", "expand_as")
+
+for _names, _rule in (
+    (_SAME, same), (_REDUCTIONS, reduction), (_ALONG, along), (_MOVEMENTS, movement.move),
+    (_RESHAPED_LIKE, movement.move_like),
+):  # fmt: skip
     for _name in _names:
         if hasattr(aten, _name):
             RULES[getattr(aten, _name)] = _rule

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.optim.swa_utils import AveragedModel
 
 from quantrim.errors import ModelError
 from quantrim.prune.groups import Removal
@@ -18,6 +19,7 @@ from quantrim.prune.walk import Member
 
 #: Positions kept of a tensor, by dimension.
 Kept = dict[int, Tensor]
+_LAST = torch.channels_last
 
 
 def remove(
@@ -35,14 +37,16 @@ def remove(
     Args:
         module: the model; changed in place.
         removal: positions by dimension of a tensor.
-        optimizer: its state (momenta, ...) of the module's parameters is sliced alike.
-        followers: modules of the same structure, such as a moving average of the weights; sliced alike.
+        optimizer: its state (momenta, ...) of the module's parameters is sliced alike; state of another shape
+            than its parameter is dropped, and starts anew.
+        followers: modules of the same structure, such as a moving average of the weights (torch's
+            ``AveragedModel`` too); sliced alike.
 
     Raises:
         ModelError: the removal does not fit the module.
     """
-    for one in (module, *followers):
-        kept = _kept(one, removal)
+    modules = [module, *(one.module if isinstance(one, AveragedModel) else one for one in followers)]
+    for one, kept in [(one, _kept(one, removal)) for one in modules]:  # all are checked before one is changed
         tensors = _tensors(one)
         touched = {id(tensors[name]): (tensors[name], dims) for name, dims in kept.items()}
         before = {key: tensor.shape for key, (tensor, _) in touched.items()}
@@ -92,15 +96,20 @@ def _slice_tensor(tensor: Tensor, dims: Kept, optimizer: torch.optim.Optimizer |
     if optimizer is None or tensor not in optimizer.state:
         return
     state = optimizer.state[tensor]
+    tensors = [value for value in state.values() if isinstance(value, Tensor)]
+    if any(value.shape != shape and value.numel() > 1 for value in tensors):
+        del optimizer.state[tensor]  # factored, as Adafactor's: starts anew for this parameter
+        return
     for name, value in state.items():
         if isinstance(value, Tensor) and value.shape == shape:
             state[name] = _select(value, dims)
 
 
 def _select(tensor: Tensor, dims: Kept) -> Tensor:
+    last = tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=_LAST)
     for dim, left in dims.items():
         tensor = tensor.index_select(dim, left.to(tensor.device))
-    return tensor.clone()
+    return tensor.clone(memory_format=_LAST if last else torch.contiguous_format)
 
 
 def _update_attributes(layer: nn.Module, before: Mapping[int, torch.Size]) -> None:

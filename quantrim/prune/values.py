@@ -59,7 +59,7 @@ class Call:
     @property
     def name(self) -> str:
         """The operator's name without overload: ``conv2d``."""
-        return str(self.op._opname)
+        return str(getattr(self.op, "_opname", None) or self.op)
 
     @property
     def place(self) -> str:

@@ -47,6 +47,11 @@ class Walk:
         self.seen: set[str] = set()
         self.calls: list[tuple[Call, Result]] = []
 
+    @property
+    def unseen(self) -> list[str]:
+        """Parameters and buffers that no graph reads, in the module's order."""
+        return [name for name in dict.fromkeys(self.names.values()) if name not in self.seen]
+
     def parameter(self, name: str) -> Value:
         """Value of a parameter or buffer by any of its names; slots are allocated at first sight."""
         name = self.names[name]
