@@ -162,7 +162,12 @@ class Checker:
                 "deterministic in eval (no noise, no sampling), so that pruning can be "
                 "checked."
             )
-        if first.outputs and not any(torch.isfinite(output).any() for output in first.outputs):
+        if not any(output.numel() for output in first.outputs):
+            raise ModelError(
+                f"{self.name} returns nothing that could be compared (no tensor, or no detection). Prune the part "
+                "of it that computes features, with example inputs of its own."
+            )
+        if not any(torch.isfinite(output).any() for output in first.outputs):
             raise ModelError(
                 f"the outputs of {self.name} are NaN or infinite on the example inputs. Pass finite inputs."
             )

@@ -45,14 +45,9 @@ def move(walk: Walk, call: Call) -> Result:
 
 def move_like(walk: Walk, call: Call) -> Result:
     """Rule of view_as, reshape_as, expand_as: the second tensor only gives the shape."""
-    size = list(call.shapes[0])
-    if call.name == "expand_as":
-        plain = replace(call, op=torch.ops.aten.expand.default, arguments={"self": call.input(), "size": size})
-    else:
-        plain = replace(
-            call, op=torch.ops.aten.reshape.default, arguments={"self": call.input(), "shape": size}
-        )
-    return move(walk, plain)
+    aten, size = torch.ops.aten, list(call.shapes[0])
+    op, word = (aten.expand.default, "size") if call.name == "expand_as" else (aten.reshape.default, "shape")
+    return move(walk, replace(call, op=op, arguments={"self": call.input(), word: size}))
 
 
 def _returns_list(call: Call) -> bool:

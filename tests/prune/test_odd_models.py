@@ -131,13 +131,13 @@ class Attention(nn.Module):
 class Detector(nn.Module):
     """Keeps what scores high, so that sizes depend on values."""
 
-    def __init__(self) -> None:
+    def __init__(self, threshold: float = 0.0) -> None:
         super().__init__()
-        self.net = Net()
+        self.net, self.threshold = Net(), threshold
 
     def forward(self, x: Tensor) -> Tensor:
         scores = self.net(x).flatten()
-        return scores[torch.nonzero(scores > 0)[:, 0]] * 2
+        return scores[torch.nonzero(scores > self.threshold)[:, 0]] * 2
 
 
 PRUNABLE: dict[str, tuple[Callable[[], nn.Module], Any]] = {
@@ -198,6 +198,7 @@ def test_a_model_whose_sizes_depend_on_values_is_analysed_in_pieces():
         (lambda m: m, IMAGES[:0], "is empty"),
         (lambda m: m, IMAGES * np.nan, "outputs of Net are NaN"),
         (lambda m: m, IMAGES[:, :2], "fails on the example inputs"),
+        (lambda m: Detector(threshold=1e9), IMAGES, "nothing that could be compared"),
         (lambda m: nn.ReLU(), IMAGES, "no convolution or matrix product"),
     ],
 )
