@@ -164,8 +164,8 @@ class Checker:
             )
         if not any(output.numel() for output in first.outputs):
             raise ModelError(
-                f"{self.name} returns nothing that could be compared (no tensor, or no detection). Prune the part "
-                "of it that computes features, with example inputs of its own."
+                f"{self.name} returns nothing that could be compared (no tensor, or no detection). Prune the "
+                "part of it that computes features, with example inputs of its own."
             )
         if not any(torch.isfinite(output).any() for output in first.outputs):
             raise ModelError(
