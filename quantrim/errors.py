@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class QuantrimError(Exception):
@@ -28,6 +29,14 @@ class EngineError(QuantrimError):
 
 class CheckpointError(QuantrimError):
     """A checkpoint, plan or sensitivity file is damaged or belongs to another model."""
+
+
+def in_words(fault: Mapping[str, Any]) -> str:
+    """One of pydantic's errors as the end of a sentence, such as "is 'four'; it must be a valid integer."."""
+    if fault["type"] == "missing":
+        return "is missing."
+    rule = str(fault["msg"]).split(", unable")[0].removeprefix("Input should ")
+    return f"is {fault['input']!r}; it must {rule}."
 
 
 def did_you_mean(word: str, legal: Iterable[str]) -> str:

@@ -55,6 +55,28 @@ def _umask() -> int:
     return mask
 
 
+def require_writable(folder: str | Path) -> None:
+    """Make a folder, and see that files can be written to it before hours are spent on them.
+
+    Raises:
+        QuantrimError: it can't be made or written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise QuantrimError(
+            f"{folder}: can't be written ({error.strerror or error}). Choose a writable folder."
+        ) from error
+
+
+def absence(path: Path) -> str:
+    """What is wrong with a path that should be a file: a folder, or nothing there."""
+    return "this is a folder, not a file." if path.is_dir() else "no such file."
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_path(path) as temporary:

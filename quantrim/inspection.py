@@ -13,7 +13,7 @@ import onnx_ir as ir
 from quantrim.calibrate import IMAGENET, Preprocess, calibration_feeds
 from quantrim.engines import EngineName, LayerRun, open_session, require_engine
 from quantrim.engines.verdict import Agreement, Verdict, agreement, judge, sqnr_db
-from quantrim.graph import graph_from_onnx, normalize, random_feed, read_onnx
+from quantrim.graph import graph_from_onnx, normalize, random_feed, read_onnx, require_finite
 from quantrim.post_training import input_ports
 from quantrim.runtime import reference_session, with_outputs
 
@@ -96,6 +96,7 @@ def inspect(
     """
     require_engine(engine)
     quantized = read_onnx(model)
+    require_finite(quantized)
     feeds = _inputs(quantized, data, samples, preprocess, input_shape)
     graph = graph_from_onnx(quantized, feeds[0])
     session = open_session(model, engine, threads=threads)

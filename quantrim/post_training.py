@@ -26,7 +26,7 @@ from quantrim.engines import EngineName, Port, installed_engines, open_session, 
 from quantrim.engines.verdict import Agreement, Race, Verdict, agreement, headline, judge, race
 from quantrim.errors import ConfigError, DataError, EngineError, ModelError, did_you_mean
 from quantrim.export.qdq import WeightCodes, save_model, write_qdq
-from quantrim.files import size_mb, write_json
+from quantrim.files import require_writable, size_mb, write_json
 from quantrim.graph import Graph, graph_from_onnx, normalize, prove_equal, read_onnx
 from quantrim.graph.from_onnx import constant
 from quantrim.graph.normalize import run_batches
@@ -212,6 +212,7 @@ def ptq(
     rules = target_named(target)
     _check_refinements(refinements)
     asked = _engines_of(rules, engines)
+    check_output(output, model)
     with tempfile.TemporaryDirectory() as folder:
         path = as_onnx(model, Path(folder), example_inputs, data)
         original = read_onnx(path)
@@ -452,6 +453,25 @@ def _check_refinements(refinements: Sequence[str]) -> None:
     for name in refinements:
         if name not in REFINEMENTS:
             raise ConfigError(f"unknown refinement {name!r}{did_you_mean(name, REFINEMENTS)}")
+
+
+def check_output(output: str | Path, model: Any = None) -> None:
+    """Refuse, before any work, an output that engines or people would stumble over.
+
+    Raises:
+        ConfigError: it is no .onnx file, or the model itself.
+        QuantrimError: its folder can't be written.
+    """
+    output = Path(output)
+    if output.suffix != ".onnx":
+        raise ConfigError(f"{output}: the output must end in .onnx, by which engines know the format.")
+    if isinstance(model, str | Path) and output.resolve() == Path(model).resolve():
+        raise ConfigError(
+            f"{output}: the output is the model itself. Choose another name."
+        )
+    if output.is_dir():
+        raise ConfigError(f"{output}: this is a folder. Give the name of a file in it.")
+    require_writable(output.parent)
 
 
 def _engines_of(target: Target, engines: Sequence[EngineName] | None) -> tuple[EngineName, ...]:

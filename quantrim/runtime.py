@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,13 +12,63 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 
 from quantrim.errors import ModelError
+from quantrim.files import absence
 
 #: Protobuf refuses messages of 2 GiB; models near it travel through files with external data.
 _PROTO_LIMIT_BYTES = 1_800_000_000
 
+#: Source position and signature that ONNX Runtime puts before some of its messages.
+_ORT_SOURCE = re.compile(r"/onnxruntime_src/\S+:\d+ .*?\) (?=\S)")
+
 Feed = Mapping[str, np.ndarray]
+
+
+def parse_onnx(path: Path, *, external: bool = True) -> onnx.ModelProto:
+    """Protobuf message of an .onnx file.
+
+    Args:
+        path: the file.
+        external: load external data too; else only see that they are there.
+
+    Raises:
+        ModelError: the file is missing, truncated, not ONNX, or its external data are.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: {absence(path)}")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ModelError(
+            f"{path}: not an ONNX file, or a truncated one ({path.stat().st_size} bytes). Export it again."
+        ) from error
+    if not proto.graph.output:
+        raise ModelError(f"{path}: not an ONNX file, or a truncated one: it has no outputs.")
+    _require_external_data(proto, path)
+    if external:
+        try:
+            onnx.load_external_data_for_model(proto, str(path.parent))
+        except (OSError, ValueError, onnx.checker.ValidationError) as error:
+            raise ModelError(f"{path}: its external data can't be read: {first_line(error)}") from error
+    return proto
+
+
+def _require_external_data(proto: onnx.ModelProto, path: Path) -> None:
+    for tensor in proto.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        file = path.parent / where.get("location", "")
+        if not file.is_file():
+            raise ModelError(f"{path}: its external data {file.name} are missing. Put the file beside it.")
+        needed = int(where.get("offset", 0)) + int(where.get("length", 0))
+        if file.stat().st_size < needed:
+            raise ModelError(
+                f"{path}: its external data {file.name} have {file.stat().st_size} bytes, tensor "
+                f"{tensor.name!r} ends at {needed}: a truncated copy. Copy the file again."
+            )
 
 
 def model_bytes(model: ir.Model) -> int:
@@ -49,7 +100,7 @@ def reference_session(model: ir.Model, *, threads: int | None = None) -> ort.Inf
             ir.save(model, path, external_data="model.onnx.data")
             return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime raises many types of its own
-        raise ModelError(f"ONNX Runtime can't load the model: {first_line(error)}") from error
+        raise ModelError(f"ONNX Runtime can't load the model: {refusal(error)}") from error
 
 
 def with_outputs(model: ir.Model, tensors: Iterable[str]) -> ir.Model:
@@ -64,13 +115,21 @@ def with_outputs(model: ir.Model, tensors: Iterable[str]) -> ir.Model:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an exception's text, without ONNX Runtime's error-code prefix."""
+    """First line of an exception's text, without the error code and the place in ONNX Runtime's source."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     text = lines[0]
     marker = " : "
     if text.startswith("[ONNXRuntimeError]") and text.count(marker) >= 3:
         text = text.split(marker, 3)[3]
-    return text.strip()
+    return _ORT_SOURCE.sub("", text).strip()
+
+
+def refusal(error: BaseException) -> str:
+    """Why ONNX Runtime refuses a model; what to do where the file is newer than the engine."""
+    text = first_line(error)
+    if "Unsupported model IR version" in text:
+        text += ". Install a newer onnxruntime, or save the model with ir_version = 10"
+    return text
 
 
 def numpy_dtype(value: ir.Value) -> np.dtype[Any]:

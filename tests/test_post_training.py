@@ -189,8 +189,10 @@ def test_nan_weights_are_refused_and_nothing_is_written(residual_net, images, tm
     with torch.no_grad():
         broken.head.weight[0, 0] = float("nan")
     export_onnx(broken, torch.randn(1, 3, 32, 32), tmp_path / "m.onnx", parity=False)
-    with pytest.raises(QuantrimError):
+    with pytest.raises(ModelError, match=r"weight 'head.weight' holds NaN"):
         ptq(tmp_path / "m.onnx", images, tmp_path / "q.onnx")
+    with pytest.raises(ModelError, match="holds NaN"):
+        inspect(tmp_path / "m.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx"]
 
 
@@ -199,6 +201,22 @@ def test_a_read_only_output_is_one_clear_line_and_leaves_nothing(residual_onnx, 
     with pytest.raises(QuantrimError, match="can't be written"):
         ptq(residual_onnx, images, tmp_path / "file" / "q.onnx", engines=())
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_output_that_is_the_model_a_folder_or_no_onnx_file_is_refused(
+    residual_onnx, images, tmp_path
+):
+    before = residual_onnx.read_bytes()
+    (tmp_path / "folder.onnx").mkdir()
+    for output, words in (
+        (residual_onnx.parent / "." / residual_onnx.name, "the model itself"),
+        (tmp_path / "folder.onnx", "this is a folder"),
+        (tmp_path / "q.bin", "must end in .onnx"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            ptq(residual_onnx, images, output, engines=())
+    assert residual_onnx.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.onnx"]
 
 
 def test_an_unknown_refinement_or_target_gets_a_suggestion(residual_onnx, images, tmp_path):

@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from quantrim.engines.base import Port, spell
 from quantrim.errors import DataError
+from quantrim.files import absence
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+#: What Pillow raises for files that are no pictures, cut off, or absurdly large.
+_UNDECODABLE = (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError)
 _WORKERS = 4
 #: Decoded samples that wait for the model at most.
 _AHEAD = 32
@@ -51,8 +55,8 @@ class Preprocess:
         """
         try:
             with Image.open(path) as opened:
-                picture = opened.convert("L" if channels == 1 else "RGB")
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+                picture = _eight_bits(opened).convert("L" if channels == 1 else "RGB")
+        except _UNDECODABLE as error:
             raise DataError(f"{path}: can't be decoded as an image ({error}). Remove or replace it.") from error
         pixels = np.asarray(self._fitted(picture, height, width), np.float32).reshape(height, width, channels)
         mean, std = (np.asarray(v[:channels], np.float32) for v in (self.mean, self.std))
@@ -66,6 +70,13 @@ class Preprocess:
         picture = picture.resize(size, Image.Resampling.BILINEAR)
         left, top = (size[0] - width) // 2, (size[1] - height) // 2
         return picture.crop((left, top, left + width, top + height))
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """A 16-bit grey picture scaled to 8 bits; Pillow alone would clip it to white."""
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.clip(np.asarray(picture), 0, 65535) / 257).round().astype(np.uint8))
 
 
 IMAGENET = Preprocess()
@@ -137,6 +148,8 @@ def _samples(
     if isinstance(source, str | Path):
         path = Path(source)
         if path.suffix in (".npy", ".npz"):
+            if not path.is_file():
+                raise DataError(f"{path}: {absence(path)}")
             return _from_rows(_load_arrays(path, ports), ports, path)
         if len(ports) > 1:
             raise DataError(f"{path}: the model has {len(ports)} inputs; give an .npz with one array each.")
@@ -173,6 +186,8 @@ def image_files(path: Path) -> list[Path]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: neither an image, an .npy/.npz file, nor a text list of images.") from error
     files = [path.parent / line[0] for line in lines]
+    if not files:
+        raise DataError(f"{path}: the list names no image.")
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
         raise DataError(f"{path}: listed image {missing} does not exist.")
@@ -216,22 +231,38 @@ def _load_arrays(path: Path, ports: Sequence[Port]) -> dict[str, np.ndarray]:
         if isinstance(loaded, np.ndarray):
             return {ports[0].name: loaded}
         arrays = {key: loaded[key] for key in loaded.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"{path}: can't be read as {path.suffix[1:]} ({error}).") from error
     if all(port.name in arrays for port in ports):
         return arrays
-    if len(ports) == 1 and arrays:
-        return {ports[0].name: next(iter(arrays.values()))}
-    missing = [port.name for port in ports if port.name not in arrays]
-    raise DataError(f"{path}: no array named {missing[0]!r}; it holds {', '.join(arrays) or 'none'}.")
+    if len(ports) == 1:
+        likely = [key for key, array in arrays.items() if len(arrays) == 1 or _batch_fits(array, ports[0])]
+        if len(likely) == 1:
+            return {ports[0].name: arrays[likely[0]]}
+    missing = next(port for port in ports if port.name not in arrays)
+    held = ", ".join(f"{key} ({spell(array.shape)})" for key, array in arrays.items())
+    raise DataError(
+        f"{path}: no array named {missing.name!r}; it holds {held or 'none'}. Name the array for input "
+        f"{missing.name!r} ({spell(missing.shape)}) so."
+    )
+
+
+def _batch_fits(array: np.ndarray, port: Port) -> bool:
+    """Whether an array can be samples of an input: labels and the like can't."""
+    return array.ndim == len(port.shape) and all(
+        wanted in (None, got) for wanted, got in zip(port.shape[1:], array.shape[1:], strict=True)
+    )
 
 
 def _from_rows(arrays: Mapping[str, np.ndarray], ports: Sequence[Port], source: object) -> Iterator[Feed]:
+    for port in ports:
+        if port.name not in arrays or arrays[port.name].ndim == 0:
+            raise DataError(f"{source}: no samples for input {port.name!r} ({spell(port.shape)}).")
     lengths = {port.name: len(arrays[port.name]) for port in ports}
     if len(set(lengths.values())) > 1:
         raise DataError(f"{source}: inputs have different numbers of samples: {lengths}.")
     for index in range(next(iter(lengths.values()))):
-        yield {port.name: _fit(arrays[port.name][index], port, index, batched=False) for port in ports}
+        yield {port.name: _fit(arrays[port.name][index], port, f"{source}: sample {index}") for port in ports}
 
 
 def _from_iterable(source: Iterable[Any], ports: Sequence[Port]) -> Iterator[Feed]:
@@ -244,37 +275,36 @@ def _from_iterable(source: Iterable[Any], ports: Sequence[Port]) -> Iterator[Fee
         else:
             named = {ports[0].name: _numpy(item)}
         if named[ports[0].name].ndim == len(ports[0].shape) - 1:
-            yield {port.name: _fit(named[port.name], port, index, batched=False) for port in ports}
+            yield {port.name: _fit(named[port.name], port, f"sample {index}") for port in ports}
             continue
         for row in range(len(named[ports[0].name])):
-            yield {port.name: _fit(named[port.name][row], port, index, batched=True) for port in ports}
+            yield {port.name: _fit(named[port.name][row], port, f"a row of batch {index}") for port in ports}
 
 
 def _numpy(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
 
 
-def _fit(array: np.ndarray, port: Port, index: int, *, batched: bool) -> np.ndarray:
+def _fit(array: np.ndarray, port: Port, what: str) -> np.ndarray:
     """The sample in the input's dtype, after its shape and values were checked."""
     wanted = port.shape[1:]
     fits = array.ndim == len(wanted) and all(
         w in (None, got) for w, got in zip(wanted, array.shape, strict=True)
     )
     if not fits:
-        what = "a row of batch" if batched else "sample"
         raise DataError(
-            f"{what} {index} has shape {spell(array.shape)}, but input {port.name!r} takes "
+            f"{what} has shape {spell(array.shape)}, but input {port.name!r} takes "
             f"{spell(port.shape)} (the first axis counts samples)."
         )
     if not np.issubdtype(array.dtype, np.number) and array.dtype != np.bool_:
-        raise DataError(f"sample {index} has dtype {array.dtype}; input {port.name!r} takes {port.dtype}.")
+        raise DataError(f"{what} has dtype {array.dtype}; input {port.name!r} takes {port.dtype}.")
     if np.issubdtype(array.dtype, np.integer) and np.issubdtype(port.dtype, np.floating):
         raise DataError(
-            f"sample {index} has dtype {array.dtype}, but input {port.name!r} takes {port.dtype}. Apply the "
+            f"{what} has dtype {array.dtype}, but input {port.name!r} takes {port.dtype}. Apply the "
             "model's own preprocessing (scaling, mean, std) first."
         )
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        raise DataError(f"sample {index} for input {port.name!r} holds NaN or infinite values.")
+        raise DataError(f"{what} holds NaN or infinite values (input {port.name!r}).")
     return np.asarray(array, port.dtype)
 
 

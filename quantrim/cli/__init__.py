@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
@@ -57,6 +58,7 @@ app.command("doctor")(doctor.doctor)
 
 def main() -> None:
     """Entry point: exit code 0 done, 1 failed with one clear line, 2 bad usage, 130 interrupted."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # what it warns of becomes an error of ours
     try:
         app()
     except QuantrimError as error:

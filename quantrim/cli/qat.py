@@ -48,7 +48,9 @@ def qat(
     log_iters: Annotated[int, typer.Option(min=1)] = 10,
     num_workers: Annotated[int, typer.Option(min=0)] = 0,
     amp: Annotated[bool, typer.Option("--amp", help="bfloat16 autocast.")] = False,
-    ema_decay: Annotated[float | None, typer.Option(help="Average the weights, e.g. 0.999.")] = None,
+    ema_decay: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Average the weights, e.g. 0.999.")
+    ] = None,
     output_op: Annotated[str, typer.Option(help="none, argmax or softmax behind the logits.")] = "none",
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",

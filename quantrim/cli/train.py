@@ -30,7 +30,9 @@ def train(
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 0,
     do_eval: Annotated[bool, typer.Option(help="Validate, and keep the best.")] = True,
     amp: Annotated[bool, typer.Option("--amp", help="bfloat16 autocast.")] = False,
-    ema_decay: Annotated[float | None, typer.Option(help="Average the weights, e.g. 0.999.")] = None,
+    ema_decay: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Average the weights, e.g. 0.999.")
+    ] = None,
     use_tensorboard: Annotated[
         bool, typer.Option("--use-tensorboard", "--use-vdl", help="Write events for TensorBoard to SAVE_DIR.")
     ] = False,

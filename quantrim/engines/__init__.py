@@ -6,7 +6,9 @@ import importlib.util
 from pathlib import Path
 
 from quantrim.engines.base import EngineName, LayerRun, Port, Precision, Session, random_inputs
-from quantrim.errors import EngineError, did_you_mean
+from quantrim.errors import EngineError, ModelError, did_you_mean
+from quantrim.files import absence
+from quantrim.runtime import parse_onnx
 
 ENGINES: tuple[EngineName, ...] = ("openvino", "onnxruntime", "tensorrt")
 
@@ -27,11 +29,10 @@ def open_session(
         precision: type of layers that are not INT8.
 
     Raises:
-        EngineError: the engine is unknown, not installed, or refuses the file.
+        EngineError: the engine is unknown, not installed, or refuses the file; the file is missing or damaged.
     """
     require_engine(engine)
-    if not Path(path).is_file():
-        raise EngineError(f"{path}: no such file.")
+    _require_whole(Path(path))
     if engine == "openvino":
         from quantrim.engines.openvino import OpenVinoSession
 
@@ -43,6 +44,17 @@ def open_session(
     from quantrim.engines.tensorrt import TensorRtSession
 
     return TensorRtSession(path, threads=threads, precision=precision)
+
+
+def _require_whole(path: Path) -> None:
+    """Say what is wrong with a file before an engine says it in its own words."""
+    if not path.is_file():
+        raise EngineError(f"{path}: {absence(path)}")
+    if path.suffix == ".onnx":
+        try:
+            parse_onnx(path, external=False)
+        except ModelError as error:
+            raise EngineError(str(error)) from error
 
 
 def require_engine(engine: str) -> None:

@@ -88,8 +88,8 @@ def fill_shape(port: Port, batch_size: int, shape: tuple[int, ...] | None) -> tu
 
 
 def spell(shape: tuple[int | None, ...]) -> str:
-    """``1x3x?x?``."""
-    return "x".join("?" if size is None else str(size) for size in shape)
+    """``1x3x?x?``; "a single value" for no axes."""
+    return "a single value" if not shape else "x".join("?" if size is None else str(size) for size in shape)
 
 
 def random_inputs(

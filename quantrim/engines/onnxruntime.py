@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from quantrim.engines.base import EngineName, LayerRun, Port, Precision
 from quantrim.errors import EngineError
-from quantrim.runtime import first_line
+from quantrim.runtime import first_line, refusal
 
 _DTYPES = {
     "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
@@ -65,7 +65,7 @@ class OnnxRuntimeSession:
         try:
             return ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # many exception types of its own
-            raise EngineError(f"{self.path}: ONNX Runtime can't load it: {first_line(error)}") from error
+            raise EngineError(f"{self.path}: ONNX Runtime can't load it: {refusal(error)}") from error
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name."""

@@ -14,6 +14,11 @@ from quantrim.engines.base import EngineName, LayerRun, Port, Precision
 from quantrim.errors import EngineError
 
 _PRECISIONS = {"u8": "int8", "i8": "int8", "s8": "int8"}
+#: Lines of an error that say where in OpenVINO's source it came up, or nothing.
+_NOT_TELLING = (
+    "Exception from", "Check '", "FrontEnd API failed", "Loading input model", "Model wasn't fully converted",
+    "Summary:",
+)  # fmt: skip
 _NO_WORK = frozenset({"Const", "Constant", "Input", "Parameter", "Output", "Result"})
 
 
@@ -119,5 +124,6 @@ def _name(port: Any) -> str:
 def _reason(error: BaseException) -> str:
     """The sentence of an OpenVINO error that speaks of the model, without C++ file names."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    telling = [line.removeprefix("-- ") for line in lines if not line.startswith(_NOT_TELLING)]
+    telling.sort(key=lambda line: not line.startswith("No conversion rule"))  # the cause of all others
     return (telling or lines or [type(error).__name__])[0][:300]

@@ -26,16 +26,17 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 import onnxscript.optimizer
 import onnxscript.rewriter
-from google.protobuf.message import DecodeError
 from onnxscript.rewriter.rules import common as rules
 
 from quantrim.errors import ModelError
-from quantrim.runtime import Feed, first_line, numpy_dtype, reference_session
+from quantrim.runtime import Feed, first_line, numpy_dtype, parse_onnx, reference_session
 
 #: Largest relative L2 distance that re-ordered float32 sums explain.
 EQUAL_TOLERANCE = 1e-4
 _OLDEST_OPSET = 13
 _UPGRADE_OPSET = 17
+#: Operators whose constants are trained.
+_WEIGHTED = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def read_onnx(path: str | Path) -> ir.Model:
@@ -48,19 +49,7 @@ def read_onnx(path: str | Path) -> ir.Model:
         ModelError: the file is missing, truncated, not ONNX, or its external data can't be found.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file.")
-    try:
-        proto = onnx.load(path)
-    except DecodeError as error:
-        raise ModelError(
-            f"{path}: not an ONNX file, or a truncated one ({path.stat().st_size} bytes). Export it again."
-        ) from error
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ModelError(f"{path}: {first_line(error)}. Is its external-data file beside it?") from error
-    if not proto.graph.output:
-        raise ModelError(f"{path}: not an ONNX file, or a truncated one: it has no outputs.")
-    return ir.serde.deserialize_model(_upgrade(proto, path))
+    return ir.serde.deserialize_model(_upgrade(parse_onnx(path), path))
 
 
 def _upgrade(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
@@ -80,9 +69,10 @@ def normalize(model: ir.Model) -> ir.Model:
     """Normalised copy of a model; the argument is left alone.
 
     Raises:
-        ModelError: the model holds no float32 data path.
+        ModelError: the model holds no float32 data path, or a weight is NaN or infinite.
     """
     _require_float32(model)
+    require_finite(model)
     model = model.clone()
     onnxscript.optimizer.optimize(model, onnx_shape_inference=True)
     model = onnxscript.rewriter.rewrite(model, pattern_rewrite_rules=_rules(model))
@@ -122,6 +112,22 @@ def _require_float32(model: ir.Model) -> None:
     if not any(v.dtype == ir.DataType.FLOAT for v in model.graph.inputs):
         described = ", ".join(f"{v.name!r} ({v.dtype})" for v in model.graph.inputs) or "none"
         raise ModelError(f"no float32 input (inputs: {described}); quantrim quantizes float32 vision models.")
+
+
+def require_finite(model: ir.Model) -> None:
+    """Refuse a model whose layers hold NaN or infinite weights; masks elsewhere may be infinite.
+
+    Raises:
+        ModelError: names the first such weight and its node.
+    """
+    for node, value in ((n, value) for n in model.graph if n.op_type in _WEIGHTED for value in n.inputs):
+        tensor = None if value is None else value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or np.isfinite(tensor.numpy()).all():
+            continue
+        raise ModelError(
+            f"node {node.name!r} ({node.op_type}): weight {tensor.name!r} holds NaN or infinite values. "
+            "Take an earlier checkpoint, or train again."
+        )
 
 
 def pools_from_means(model: ir.Model) -> None:
@@ -248,12 +254,17 @@ def prove_equal(original: ir.Model, normalized: ir.Model, feed: Feed) -> float:
     after = run_model(normalized, feed)
     worst = 0.0
     for name, expected in before.items():
+        if np.issubdtype(expected.dtype, np.floating) and not np.isfinite(expected).all():
+            raise ModelError(
+                f"output {name!r} of the float model is NaN or infinite on the first sample. "
+                "Check the weights, and that the data are prepared as in training."
+            )
         distance = relative_distance(expected, after[name])
         worst = max(worst, distance)
         if not distance <= EQUAL_TOLERANCE:
             raise ModelError(
                 f"normalising changed output {name!r} by {distance:.1e} (relative L2). "
-                "Please report this model; --no-normalize leaves the graph as it is."
+                "Please report this model."
             )
     return worst
 

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from quantrim.errors import CheckpointError
 from quantrim.files import atomic_path
+from quantrim.vision.models.weights import load_plain
 
 
 @dataclass
@@ -85,15 +86,19 @@ def load_checkpoint(
     """
     try:
         _load_weights(model, folder / "model.pth")
-        saved = torch.load(folder / "state.pth", map_location="cpu", weights_only=True)
+        saved = load_plain(folder / "state.pth")
         optimizer.load_state_dict(saved["optimizer"])
+        scheduler.load_state_dict(saved["scheduler"])
+        state = RunState(**saved["progress"])
+        torch.set_rng_state(saved["torch_rng"])
         if average is not None:
             _load_average(average, folder)
-    except (RuntimeError, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(f"{folder}: can't resume from it: {str(error).splitlines()[0]}") from error
-    scheduler.load_state_dict(saved["scheduler"])
-    torch.set_rng_state(saved["torch_rng"])
-    return RunState(**saved["progress"])
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder}: can't resume from it: {str(error).splitlines()[0]} ({type(error).__name__}). "
+            "Resume from an older iter_N, or start from its model.pth with --weights."
+        ) from error
+    return state
 
 
 def _load_average(average: nn.Module, folder: Path) -> None:
@@ -107,7 +112,7 @@ def _load_average(average: nn.Module, folder: Path) -> None:
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    model.load_state_dict(load_plain(path))
 
 
 def newest(path: str | Path) -> Path:
@@ -125,9 +130,18 @@ def newest(path: str | Path) -> Path:
     return complete[-1]
 
 
+def carry_best(source: Path, target: Path) -> None:
+    """Copy the best weights of a run that goes on in another folder, where they may stay the best."""
+    best = source / "best_model" / "model.pth"
+    if best.is_file() and not (target / "best_model" / "model.pth").is_file():
+        with atomic_path(target / "best_model" / "model.pth") as temporary:
+            shutil.copyfile(best, temporary)
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The ``iter_N`` folders, oldest first."""
-    return sorted(folder.glob("iter_*"), key=lambda path: int(path.name.removeprefix("iter_")))
+    numbered = (path for path in folder.glob("iter_*") if path.name.removeprefix("iter_").isdecimal())
+    return sorted(numbered, key=lambda path: int(path.name.removeprefix("iter_")))
 
 
 def drop_old(folder: Path, keep: int) -> None:

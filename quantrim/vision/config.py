@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from quantrim.vision.data.sample import Transform
 from quantrim.vision.data.transforms import transform_named
 from quantrim.vision.models import model_from_spec
 from quantrim.vision.schedules import cosine, piecewise, polynomial, warmed
+from quantrim.vision.schema import fault
 from quantrim.vision.train import LossFunction
 
 __all__ = ["Config", "build_data", "build_loss", "build_model", "build_optimizer", "export_transforms",
@@ -117,7 +119,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: give either 'iters' or 'epochs'.")
     if "lr_scheduler" not in values and "learning_rate" not in values:
         raise ConfigError(f"{path}: neither 'lr_scheduler' nor 'learning_rate' is given.")
-    return Config(path, values)
+    config = Config(path, values)
+    if wrong := fault(values):
+        raise config.fail(*wrong)
+    return config
 
 
 def _yaml(text: str, where: str) -> Any:
@@ -127,6 +132,15 @@ def _yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: no valid YAML ({' '.join(str(error).split())}).") from error
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: no text file in UTF-8 ({error.reason}).") from error
+
+
 def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.suffix not in (".yml", ".yaml"):
         raise ConfigError(f"{path}: a configuration is a .yml or .yaml file.")
@@ -134,12 +148,14 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such configuration.")
     if path.resolve() in seen:
         raise ConfigError(f"{path}: _base_ runs in a circle: {' -> '.join(str(p) for p in (*seen, path))}")
-    values = _yaml(path.read_text(encoding="utf-8"), str(path))
+    values = _yaml(_text(path), str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a configuration is a YAML mapping, this is a {type(values).__name__}.")
     base = values.pop("_base_", None)
     if base is None:
         return _without_marks(values)
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: _base_: is {base!r}; it must be the path of a configuration.")
     inherited = _merged(path.parent / base, (*seen, path.resolve()))
     return _merge(_without_length(inherited, values), values)
 
@@ -172,13 +188,21 @@ def _without_marks(value: Any) -> Any:
 
 def _assign(values: Any, keys: Sequence[str], value: Any, text: str) -> None:
     for key in keys[:-1]:
-        values = values[int(key)] if isinstance(values, list) else values.setdefault(key, {})
+        place = _place(values, key, text)
+        values = values[place] if isinstance(values, list) else values.setdefault(place, {})
         if not isinstance(values, dict | list):
             raise ConfigError(f"--set {text!r}: {key!r} holds a {type(values).__name__}, no mapping.")
-    if isinstance(values, list):
-        values[int(keys[-1])] = value
-    else:
-        values[keys[-1]] = value
+    values[_place(values, keys[-1], text)] = value
+
+
+def _place(values: Any, key: str, text: str) -> Any:
+    """The key itself, or its number where the values are a list."""
+    if not isinstance(values, list):
+        return key
+    if not key.isdecimal() or int(key) >= len(values):
+        raise ConfigError(f"--set {text!r}: {key!r} is no place in a list of {len(values)}; give 0 to "
+                          f"{len(values) - 1}.")  # fmt: skip
+    return int(key)
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
@@ -226,6 +250,8 @@ def build_optimizer(
     """
     rate, factor = _schedule(config, config.iters if iterations is None else iterations)
     rate = rate if learning_rate is None else learning_rate
+    if not 0 < rate < math.inf:
+        raise config.fail("learning rate", f"is {rate}; it must be a number above 0.")
     spec = dict(config.values.get("optimizer", {"type": "sgd"}))
     kind, decay = str(spec.get("type", "sgd")).lower(), float(spec.get("weight_decay", 0.0))
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -101,7 +101,7 @@ class Reporter:
     def validated(self, iteration: int, metrics: Mapping[str, float], best: str) -> None:
         """Report metrics, and in words which are the best."""
         self._scalars(iteration, {f"Evaluate/{name}": value for name, value in metrics.items()})
-        named = ", ".join(f"{name}: {value:.4f}" for name, value in metrics.items())
+        named = ", ".join(f"{name}: {value:.4f}" for name, value in metrics.items() if name != "images")
         self._say(f"[EVAL] iter: {iteration}/{self.iterations}, {named} | {best}")
 
     def _scalars(self, iteration: int, values: Mapping[str, float]) -> None:

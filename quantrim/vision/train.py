@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from quantrim.errors import ConfigError, QuantrimError
-from quantrim.files import write_json
+from quantrim.errors import ConfigError, QuantrimError, did_you_mean
+from quantrim.files import require_writable, write_json
 from quantrim.machine import describe_machine
 from quantrim.vision.checkpoint import (
     RunState,
+    carry_best,
     drop_old,
     load_checkpoint,
     newest,
@@ -163,13 +164,17 @@ def train(
         CheckpointError: the checkpoint to resume from is missing or damaged.
     """
     start = time.perf_counter()
+    _require_device(settings.device)
+    require_writable(save_dir)
     set_seed(settings.seed)
     # Autocast is ours (_step): accelerate's is fixed for the whole process and replaces the module's forward.
     accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision="no")
     average = copy.deepcopy(model) if settings.ema_decay else None
     state = RunState()
     if resume is not None:
-        state = load_checkpoint(newest(resume), model, optimizer, scheduler, average)
+        checkpoint = newest(resume)
+        state = load_checkpoint(checkpoint, model, optimizer, scheduler, average)
+        carry_best(checkpoint.parent, Path(save_dir))
     for module in (model, average):
         if module is not None:  # a fifth faster on CPUs
             module.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -192,6 +197,13 @@ def train(
     with _reporter(run, len(train_set), use_tensorboard, progress) as reporter:
         _loop(run, reporter, _batches(run, train_set), on_iteration)
     return _record(run, time.perf_counter() - start)
+
+
+def _require_device(device: str) -> None:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device {device!r}{did_you_mean(device, ('auto', 'cpu', 'cuda'))}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda': torch finds no GPU here. Use --device auto or cpu.")
 
 
 def _batches(run: _Run, train_set: VisionData) -> Iterable[tuple[Tensor, Tensor]]:

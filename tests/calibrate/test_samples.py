@@ -120,3 +120,66 @@ def test_images_for_a_dynamic_input_need_a_shape(picture_folder):
         list(calibration_feeds(picture_folder, [open_port]))
     feeds = list(calibration_feeds(picture_folder, [open_port], shape=(1, 3, 16, 12)))
     assert feeds[0]["image"].shape[1:] == (3, 16, 12)
+
+
+def npz(folder, **arrays):
+    np.savez(folder / "a.npz", **arrays)
+    return folder / "a.npz"
+
+
+def test_the_images_of_an_npz_are_found_beside_its_labels(tmp_path):
+    images = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
+    path = npz(tmp_path, labels=np.arange(2), images=images)
+    np.testing.assert_array_equal(next(calibration_feeds(path, [PORT]))["image"], images)
+
+
+def test_an_npz_with_several_or_no_likely_arrays_says_what_it_holds(tmp_path):
+    images = np.zeros((2, 3, 8, 8), np.float32)
+    for arrays in ({"a": images, "b": images}, {"labels": np.arange(2), "ids": np.arange(2)}):
+        with pytest.raises(DataError, match=r"no array named 'image'; it holds .*Name the array"):
+            list(calibration_feeds(npz(tmp_path, **arrays), [PORT]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.npz", b"PK\x03\x04 cut off", "can't be read as npz"),
+        ("a.npz", b"", "can't be read as npz"),
+        ("a.npy", b"\x93NUMPY", "can't be read as npy"),
+        ("a.txt", b"\n \n", "names no image"),
+        ("a.txt", bytes(range(256)), "neither an image"),
+        ("a.txt", b"nowhere.png\n", "listed image .*nowhere.png does not exist"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words) as caught:
+        list(calibration_feeds(tmp_path / name, [PORT]))
+    assert str(tmp_path / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_arrays_in_files_are_blamed_with_the_file_and_the_sample(tmp_path):
+    images = np.zeros((3, 3, 8, 8), np.float32)
+    images[2, 0, 0, 0] = np.nan
+    np.save(tmp_path / "a.npy", images)
+    with pytest.raises(DataError, match=r"a\.npy: sample 2 holds NaN"):
+        list(calibration_feeds(tmp_path / "a.npy", [PORT]))
+    np.save(tmp_path / "a.npy", np.float32(3))
+    with pytest.raises(DataError, match=r"a\.npy: no samples for input 'image'"):
+        list(calibration_feeds(tmp_path / "a.npy", [PORT]))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGBA", "LA", "P", "1"])
+def test_pictures_of_every_mode_and_of_one_pixel_are_read(tmp_path, mode):
+    suffix = ".jpg" if mode == "CMYK" else ".png"
+    Image.new("RGB", (1, 1), (200, 200, 200)).convert(mode).save(tmp_path / f"a{suffix}")
+    feed = next(calibration_feeds(tmp_path, [PORT], preprocess=Preprocess((0, 0, 0), (1, 1, 1))))
+    assert feed["image"].shape == (1, 3, 8, 8)
+    assert mode == "1" or np.allclose(feed["image"], 200 / 255, atol=0.03)
+
+
+def test_a_16_bit_picture_keeps_its_greys(tmp_path):
+    Image.fromarray(np.full((9, 9), 32896, np.uint16)).save(tmp_path / "a.png")
+    feed = next(calibration_feeds(tmp_path, [PORT], preprocess=Preprocess((0, 0, 0), (1, 1, 1))))
+    np.testing.assert_allclose(feed["image"], 128 / 255)

@@ -1,4 +1,5 @@
 import numpy as np
+import onnx
 import pytest
 
 from quantrim.engines import installed_engines, open_session, random_inputs
@@ -99,3 +100,38 @@ def test_the_headline_says_first_when_int8_does_not_pay(residual_onnx):
     assert headline(verdict, Race(fp32=fast, bf16=None, int8=slow)).startswith("INT8 does not pay")
     assert "Deploy BF16" in headline(verdict, Race(fp32=slow, bf16=fast, int8=slow))
     assert "2.00x as fast" in headline(verdict, Race(fp32=slow, bf16=None, int8=fast))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_damaged_file_is_explained_in_the_same_words_whatever_the_engine(engine, residual_onnx, tmp_path):
+    whole, path = residual_onnx.read_bytes(), tmp_path / "m.onnx"
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(EngineError, match=r"m\.onnx: not an ONNX file, or a truncated one"):
+        open_session(path, engine)
+    with pytest.raises(EngineError, match="this is a folder"):
+        open_session(tmp_path, engine)
+    onnx.save(onnx.load(residual_onnx), path, save_as_external_data=True, location="m.data", size_threshold=200)
+    open_session(path, engine)
+    (tmp_path / "m.data").write_bytes((tmp_path / "m.data").read_bytes()[:-100])
+    with pytest.raises(EngineError, match=r"m\.data have .* a truncated copy"):
+        open_session(path, engine)
+    (tmp_path / "m.data").unlink()
+    with pytest.raises(EngineError, match=r"external data m\.data are missing"):
+        open_session(path, engine)
+
+
+def test_an_operator_that_openvino_lacks_is_named(residual_onnx, tmp_path):
+    model = onnx.load(residual_onnx)
+    model.graph.node[0].op_type = "Frobnicate"
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(EngineError, match="No conversion rule found for operations: Frobnicate"):
+        open_session(tmp_path / "m.onnx")
+
+
+def test_a_file_newer_than_onnx_runtime_says_what_to_do_and_no_source_lines(residual_onnx, tmp_path):
+    model = onnx.load(residual_onnx)
+    model.ir_version = 99
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(EngineError, match=r"Unsupported model IR version.*ir_version = 10") as caught:
+        open_session(tmp_path / "m.onnx", "onnxruntime")
+    assert "onnxruntime_src" not in str(caught.value)

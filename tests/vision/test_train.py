@@ -45,7 +45,7 @@ def parts():
 def run(folder, *, iterations=40, resume=None, delay=0.0, progress=False, **changes):
     model, optimizer, scheduler = parts()
     settings = TrainSettings(iterations, batch_size=8, save_interval=5, log_iters=1, best_key="top1",
-                             device="cpu", **changes)  # fmt: skip
+                             **{"device": "cpu", **changes})  # fmt: skip
     return train(
         model, settings, data(), folder, loss_fn=cross_entropy, optimizer=optimizer, scheduler=scheduler,
         validate=lambda m: evaluate(torch_predictor(m), data()), resume=resume, progress=progress,
@@ -187,3 +187,35 @@ if __name__ == "__main__":
         (out / f"sum_{os.environ['RANK']}").write_text(f"{total:.12f}")
     else:
         run(out, delay=0.1, ema_decay=float(os.environ["EMA"]) if "EMA" in os.environ else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("state.pth", b"", "the file is empty"),
+        ("state.pth", None, "damaged or cut off"),
+        ("model.pth", b"junk", "not a weight file"),
+    ],
+)
+def test_a_damaged_checkpoint_is_told_in_one_line(tmp_path, name, content, words):
+    run(tmp_path, iterations=2)
+    path = tmp_path / "iter_2" / name
+    path.write_bytes(path.read_bytes()[:200] if content is None else content)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        run(tmp_path, iterations=4, resume=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_goes_on_in_another_folder_takes_its_best_weights_along(tmp_path):
+    run(tmp_path / "a", iterations=2)
+    (tmp_path / "a" / "iter_of_something_else").mkdir()
+    result = run(tmp_path / "b", iterations=2, resume=tmp_path / "a")
+    assert Path(result.best_weights).read_bytes() == (tmp_path / "a" / "best_model" / "model.pth").read_bytes()
+
+
+def test_an_unknown_device_and_a_folder_that_cannot_be_written_are_told_at_once(tmp_path):
+    with pytest.raises(ConfigError, match="device 'gpu'"):
+        run(tmp_path, iterations=2, device="gpu")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(QuantrimError, match="can't be written"):
+        run(tmp_path / "file" / "x", iterations=2)

@@ -17,6 +17,7 @@ from quantrim.errors import DataError
 from quantrim.vision.data.sample import Sample, Step, Transform, apply
 
 Task = Literal["segmentation", "classification"]
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 class Source(Protocol):
@@ -80,12 +81,18 @@ class VisionData:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """RGB uint8 (H, W, 3).
+    """RGB uint8 (H, W, 3); 16-bit pictures are scaled to 8 bits, an alpha channel is dropped.
 
     Raises:
-        DataError: the file can't be decoded.
+        DataError: the file is missing, can't be decoded, or is cut off.
     """
-    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror}).") from error
+    if data.startswith(_JPEG_START) and _JPEG_END not in data:  # OpenCV would fill the rest with grey
+        raise DataError(f"{path}: the JPEG file is cut off. Remove or replace it.")
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if pixels is None:
         raise DataError(f"{path}: can't be decoded as an image. Remove or replace it.")
     return pixels[:, :, ::-1]

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import cv2
 import numpy as np
+from pydantic import Field
 
-Size = tuple[int, int]
+_Side = Annotated[int, Field(ge=1)]
+Size = tuple[_Side, _Side]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,8 @@ Transform = Callable[[Sample, np.random.Generator], Sample]
 
 
 def resized(sample: Sample, width: int, height: int) -> Sample:
-    """The sample at another size."""
+    """The sample at another size, of one pixel at least: a line of a picture may shrink to nothing."""
+    width, height = max(1, width), max(1, height)
     before = Step("resize", *sample.image.shape[:2])
     image = cv2.resize(sample.image, (width, height), interpolation=cv2.INTER_LINEAR)
     mask = sample.mask

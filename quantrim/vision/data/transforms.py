@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from quantrim.errors import ConfigError, did_you_mean
+from pydantic import TypeAdapter, ValidationError
+
+from quantrim.errors import ConfigError, did_you_mean, in_words
 from quantrim.vision.data.color import Normalize, RandomBlur, RandomDistort, RandomNoise
 from quantrim.vision.data.geometry import (
     CenterCrop,
@@ -42,7 +44,7 @@ def transform_named(spec: Mapping[str, object]) -> Transform:
     """Transform from its YAML form ``{type: Resize, target_size: [512, 512]}``.
 
     Raises:
-        ConfigError: unknown type or argument.
+        ConfigError: unknown type or argument, or an argument of another type.
     """
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in spec.items() if key != "type"}
     kind = TRANSFORMS.get(str(spec.get("type")))
@@ -54,4 +56,9 @@ def transform_named(spec: Mapping[str, object]) -> Transform:
     for key in arguments:
         if key not in fields:
             raise ConfigError(f"transform {kind.__name__}: unknown argument {key!r}{did_you_mean(key, fields)}")
-    return kind(**arguments)  # type: ignore[arg-type]
+    try:
+        return TypeAdapter[Transform](kind).validate_python(arguments)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"transform {kind.__name__}: {where} {in_words(first)}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from quantrim.errors import CheckpointError
+
+#: What torch raises for files that it did not write, or not to the end.
+_UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError,
+    AttributeError, struct.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +73,38 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: no such weight file. Give the path of a .pt, .pth or .safetensors file."
         )
+    if path.suffix != ".safetensors":
+        return _state_of(load_plain(path), path)
     try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return _state_of(load_file(path), path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: the file is damaged or cut off ({error}).") from error
+
+
+def load_plain(path: Path) -> Any:
+    """What ``torch.save`` wrote, as long as it is tensors and plain data: nothing in the file is run.
+
+    Raises:
+        CheckpointError: the file is missing, empty, cut off, or holds other objects.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file.") from error
+    except _UNREADABLE as error:
         raise CheckpointError(
-            f"{path}: not a weight file that torch reads safely ({reason}). "
-            "Save it with torch.save(model.state_dict(), path); Paddle's .pdparams must be converted first."
+            f"{path}: {_why_unreadable(path, error)}. Take another copy, or save it with "
+            "torch.save(model.state_dict(), path); Paddle's .pdparams must be converted first."
         ) from error
-    return _state_of(content, path)
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """A reason in our words: torch's go over many lines and advise to load unsafely."""
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    if isinstance(error, RuntimeError):
+        return "the file is damaged or cut off"
+    return "not a weight file that torch reads safely: no tensors, or objects besides them that would run code"
 
 
 def _state_of(content: Any, path: Path) -> dict[str, Tensor]:

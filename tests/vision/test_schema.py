@@ -1,0 +1,85 @@
+"""A configuration with a value of the wrong kind is told with file, key and what it must be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quantrim.errors import ConfigError
+from quantrim.vision.config import build_data, load_config
+
+GOOD = """
+batch_size: 3
+iters: 2
+train_dataset:
+  type: SyntheticOpticDisc
+  count: 2
+  size: 16
+  transforms: [{type: Resize, target_size: [8, 8]}, {type: Normalize}]
+learning_rate: {value: 0.01}
+optimizer: {type: sgd, momentum: 0.9}
+loss: {types: [{type: CrossEntropyLoss}], coef: [1]}
+model: {type: FastSCNN}
+"""
+
+
+def load(tmp_path: Path, old: str = "", new: str = "") -> None:
+    assert old in GOOD
+    path = tmp_path / "c.yml"
+    path.write_text(GOOD.replace(old, new, 1))
+    build_data(load_config(path))
+
+
+def test_the_good_one_is_good(tmp_path):
+    load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("batch_size: 3", "batch_size: four", "batch_size: is 'four'; it must be a valid integer"),
+        ("batch_size: 3", "batch_size: 0", "batch_size: is 0; it must be greater than or equal to 1"),
+        ("iters: 2", "iters: 0", "iters: is 0"),
+        ("iters: 2", "epochs: many", "epochs: is 'many'; it must be a valid number"),
+        ("{value: 0.01}", "0.01", r"learning_rate: is 0.01; it must be a mapping such as {value: 0.01}"),
+        ("{value: 0.01}", "{decay: {}}", "learning_rate.value: is missing"),
+        ("{value: 0.01}", "{value: -1}", "learning_rate.value: is -1; it must be greater than 0"),
+        ("learning_rate: {value: 0.01}", "lr_scheduler: poly", "lr_scheduler: is 'poly'; it must be a mapping"),
+        ("learning_rate: {value: 0.01}", "lr_scheduler: {type: PolynomialDecay}",
+         "lr_scheduler.learning_rate: is missing"),
+        ("learning_rate: {value: 0.01}", "lr_scheduler: {type: PiecewiseDecay, learning_rate: 1}",
+         "lr_scheduler.values: is missing"),
+        ("momentum: 0.9", "momentun: 0.9", "optimizer: unknown key 'momentun'; did you mean 'momentum'"),
+        ("momentum: 0.9", "weight_decay: lots", "optimizer.weight_decay: is 'lots'"),
+        ("{types: [{type: CrossEntropyLoss}], coef: [1]}", "CrossEntropyLoss", "loss: is 'CrossEntropyLoss'"),
+        ("coef: [1]", "coef: [a]", "loss.coef.0: is 'a'"),
+        ("{type: FastSCNN}", "FastSCNN", "model: is 'FastSCNN'; it must be a mapping"),
+        ("{type: FastSCNN}", "{type: FastSCNN, num_classes: two}", "model.num_classes: is 'two'"),
+        ("target_size: [8, 8]", "target_size: big", "transform Resize: target_size is 'big'"),
+        ("target_size: [8, 8]", "target_size: [0, 8]", "transform Resize: target_size.0 is 0"),
+        ("[{type: Resize, target_size: [8, 8]}, {type: Normalize}]", "Resize", "transforms: is 'Resize'"),
+        ("{type: Normalize}", "Normalize", "transforms.1: is 'Normalize'; it must be a mapping"),
+        ("type: SyntheticOpticDisc", "kind: x", "train_dataset.type: is missing"),
+        ("batch_size: 3", "_base_: 3", "_base_: is 3"),
+    ],
+)  # fmt: skip
+def test_a_value_of_the_wrong_kind_is_told_with_file_key_and_rule(tmp_path, old, new, words):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, old, new)
+    assert words in str(caught.value)
+    assert "c.yml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_told(tmp_path):
+    (tmp_path / "c.yml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="no text file in UTF-8"):
+        load_config(tmp_path / "c.yml")
+
+
+@pytest.mark.parametrize("key", ["train_dataset.transforms.9.type", "train_dataset.transforms.x"])
+def test_an_override_of_a_place_that_a_list_lacks_is_told(tmp_path, key):
+    (tmp_path / "c.yml").write_text(GOOD)
+    with pytest.raises(ConfigError, match="no place in a list of 2; give 0 to 1"):
+        load_config(tmp_path / "c.yml", [f"{key}=1"])
