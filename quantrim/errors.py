@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+#: Legal words that a message lists at most; a model has hundreds of layers.
+_SHOWN = 24
+
 
 class QuantrimError(Exception):
     """Base of every error that quantrim raises on purpose; the CLI prints it and exits 1."""
@@ -49,6 +52,9 @@ def did_you_mean(word: str, legal: Iterable[str]) -> str:
     Returns:
         ``"; did you mean 'x'?"`` with the nearest legal word, else ``"; legal: a, b, ..."``.
     """
-    choices = sorted(map(str, legal))
+    choices = sorted(filter(None, map(str, legal)))
     near = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else f"; legal: {', '.join(choices)}"
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    more = f", ... ({len(choices)} in all)" if len(choices) > _SHOWN else ""
+    return f"; legal: {', '.join(choices[:_SHOWN])}{more}"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from quantrim.errors import DataError, QuantrimError
+from quantrim.errors import ConfigError, DataError, QuantrimError
 
 
 @contextlib.contextmanager
@@ -70,6 +70,27 @@ def require_writable(folder: str | Path) -> None:
         raise QuantrimError(
             f"{folder}: can't be written ({error.strerror or error}). Choose a writable folder."
         ) from error
+
+
+def require_onnx_output(output: str | Path, model: Any = None) -> None:
+    """Refuse, before any work, an output that engines or people would stumble over.
+
+    Args:
+        output: the .onnx file that shall be written.
+        model: the model it is made of; its own file must not be overwritten.
+
+    Raises:
+        ConfigError: the output is no .onnx file, a folder, or the model itself.
+        QuantrimError: its folder can't be written.
+    """
+    output = Path(output)
+    if output.is_dir():
+        raise ConfigError(f"{output}: this is a folder. Give the name of a file in it.")
+    if output.suffix != ".onnx":
+        raise ConfigError(f"{output}: the output must end in .onnx, by which engines know the format.")
+    if isinstance(model, str | Path) and output.resolve() == Path(model).resolve():
+        raise ConfigError(f"{output}: the output is the model itself. Choose another name.")
+    require_writable(output.parent)
 
 
 def absence(path: Path) -> str:

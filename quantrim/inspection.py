@@ -12,7 +12,9 @@ import onnx_ir as ir
 
 from quantrim.calibrate import IMAGENET, Preprocess, calibration_feeds
 from quantrim.engines import EngineName, LayerRun, open_session, require_engine
+from quantrim.engines.base import spell
 from quantrim.engines.verdict import Agreement, Verdict, agreement, judge, sqnr_db
+from quantrim.errors import ModelError
 from quantrim.graph import graph_from_onnx, normalize, random_feed, read_onnx, require_finite
 from quantrim.post_training import input_ports
 from quantrim.runtime import reference_session, with_outputs
@@ -105,9 +107,32 @@ def inspect(
     errors: tuple[LayerError, ...] = ()
     outputs: tuple[Agreement, ...] = ()
     if against is not None:
-        errors = layer_errors(normalize(read_onnx(against)), quantized, feeds)
+        reference = read_onnx(against)
+        _require_alike(reference, quantized, against, model)
+        errors = layer_errors(normalize(reference), quantized, feeds)
         outputs = agreement(open_session(against, engine), open_session(model, engine), feeds)
     return Inspection(str(model), verdict, layers, errors, outputs)
+
+
+def _require_alike(reference: ir.Model, quantized: ir.Model, one: str | Path, two: str | Path) -> None:
+    """Refuse to compare models of different inputs or outputs."""
+    sides = [
+        {str(v.name): tuple(d if isinstance(d, int) else None for d in v.shape or ()) for v in values}
+        for m in (reference, quantized)
+        for values in ([v for v in m.graph.inputs if v.name not in m.graph.initializers], m.graph.outputs)
+    ]
+    for expected, got in zip(sides[:2], sides[2:], strict=True):
+        for name, shape in expected.items():
+            other = got.get(name)
+            if other is None or not _shapes_meet(shape, other):
+                there = "none" if other is None else spell(other)
+                raise ModelError(
+                    f"{one}: not the float model of {two}: {name!r} is {spell(shape)} there, {there} here."
+                )
+
+
+def _shapes_meet(one: Sequence[int | None], two: Sequence[int | None]) -> bool:
+    return len(one) == len(two) and all(None in (a, b) or a == b for a, b in zip(one, two, strict=True))
 
 
 def _inputs(

@@ -22,16 +22,18 @@ from quantrim.calibrate import (
     collect,
     tensor_ranges,
 )
-from quantrim.engines import EngineName, Port, installed_engines, open_session, require_engine
+from quantrim.engines import EngineName, Port, open_session
+from quantrim.engines.base import fill_shape
 from quantrim.engines.verdict import Agreement, Race, Verdict, agreement, headline, judge, race
-from quantrim.errors import ConfigError, DataError, EngineError, ModelError, did_you_mean
+from quantrim.errors import ConfigError, DataError, EngineError, ModelError
 from quantrim.export.qdq import WeightCodes, save_model, write_qdq
-from quantrim.files import require_writable, size_mb, write_json
+from quantrim.files import require_onnx_output, size_mb, write_json
 from quantrim.graph import Graph, graph_from_onnx, normalize, prove_equal, read_onnx
 from quantrim.graph.from_onnx import constant
 from quantrim.graph.normalize import run_batches
 from quantrim.machine import describe_machine
 from quantrim.placement import Plan, Selection, place
+from quantrim.ptq_options import check_choices, check_overrides, check_refinements, engines_of
 from quantrim.ranges import (
     ActivationScale,
     Algo,
@@ -210,9 +212,10 @@ def ptq(
         ModelError, DataError, ConfigError, EngineError: one line each that says what is wrong.
     """
     rules = target_named(target)
-    _check_refinements(refinements)
-    asked = _engines_of(rules, engines)
-    check_output(output, model)
+    check_refinements(refinements)
+    asked = engines_of(rules, engines)
+    require_onnx_output(output, model)
+    check_choices(weight_algo, hist_percent, overrides)
     with tempfile.TemporaryDirectory() as folder:
         path = as_onnx(model, Path(folder), example_inputs, data)
         original = read_onnx(path)
@@ -301,6 +304,7 @@ def quantize(
     plan = place(graph, target, selection)
     if not plan.weights:
         raise ModelError("no layer of this model can be quantized. " + _why_nothing(plan))
+    check_overrides(plan, overrides)
     estimator = partial(tensor_ranges, plan, algo=algo, hist_percent=hist_percent, overrides=overrides)
     rounding = partial(
         weight_codes, plan=plan, algo=weight_algo, per_channel=per_channel, levels=63 if reduce_range else 127
@@ -409,6 +413,8 @@ def _feeds(
     if batch_size < 1:
         raise DataError(f"batch_size is {batch_size}; it must be at least 1.")
     ports = input_ports(model)
+    if shape is not None:
+        fill_shape(ports[0], 1, shape)
     source = calibration_feeds(
         data,
         ports,
@@ -447,40 +453,6 @@ class _Counted:
             yield feed
             if self.on_batch is not None:
                 self.on_batch(size)
-
-
-def _check_refinements(refinements: Sequence[str]) -> None:
-    for name in refinements:
-        if name not in REFINEMENTS:
-            raise ConfigError(f"unknown refinement {name!r}{did_you_mean(name, REFINEMENTS)}")
-
-
-def check_output(output: str | Path, model: Any = None) -> None:
-    """Refuse, before any work, an output that engines or people would stumble over.
-
-    Raises:
-        ConfigError: it is no .onnx file, or the model itself.
-        QuantrimError: its folder can't be written.
-    """
-    output = Path(output)
-    if output.suffix != ".onnx":
-        raise ConfigError(f"{output}: the output must end in .onnx, by which engines know the format.")
-    if isinstance(model, str | Path) and output.resolve() == Path(model).resolve():
-        raise ConfigError(
-            f"{output}: the output is the model itself. Choose another name."
-        )
-    if output.is_dir():
-        raise ConfigError(f"{output}: this is a folder. Give the name of a file in it.")
-    require_writable(output.parent)
-
-
-def _engines_of(target: Target, engines: Sequence[EngineName] | None) -> tuple[EngineName, ...]:
-    if engines is None:
-        present = installed_engines()
-        return tuple(engine for engine in present if engine in target.engines)
-    for engine in engines:
-        require_engine(engine)
-    return tuple(engines)
 
 
 def ask(

@@ -76,5 +76,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> NoReturn:
+    if message.startswith("Caught "):  # torch wraps an error of a data loading process in its traceback
+        message = message.rsplit("Error: ", 1)[-1]
     print(f"quantrim: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from quantrim.calibrate.samples import image_files
 from quantrim.errors import ConfigError
 from quantrim.export.from_torch import export_onnx
-from quantrim.files import atomic_path, write_text
+from quantrim.files import atomic_path, require_onnx_output, write_text
 from quantrim.prune.plan import load_trained
 from quantrim.vision.config import (
     Config,
@@ -169,6 +169,10 @@ def export(
     """
     if output_op not in ("none", "argmax", "softmax"):
         raise ConfigError(f"--output-op {output_op!r}; legal: none, argmax, softmax.")
+    require_onnx_output(output)
+    channels = loaded.data[0][0].shape[0]
+    if shape is not None and (len(shape) != 4 or shape[1] != channels):
+        raise ConfigError(f"--input-shape {shape}: the model takes N,{channels},H,W.")
     difference = export_onnx(
         _Deployed(loaded.model, output_op),
         example_input(loaded, shape),

@@ -49,6 +49,11 @@ class Views:
             size = getattr(self, name)
             if size is not None and (len(size) != 2 or min(size) < 1):
                 raise ConfigError(f"{name} is {list(size)}; give width and height, both at least 1.")
+        window, step = self.crop_size, self.stride
+        if window and step and (step[0] > window[0] or step[1] > window[1]):
+            raise ConfigError(
+                f"stride {list(step)} is longer than the window {list(window)}, leaving pixels unseen."
+            )
 
     def changed(self, **values: Any) -> Views:
         """The views with those values that are not None instead of their own."""

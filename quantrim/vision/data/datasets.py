@@ -71,13 +71,33 @@ class VisionData:
     def sample(self, index: int, epoch: int = 0) -> tuple[Sample, np.ndarray | int]:
         """Transformed sample, and the untouched truth."""
         picture, truth = self.source[index]
+        self._require_known(truth, index)
         mask = truth if isinstance(truth, np.ndarray) else None
         generator = np.random.default_rng((self.seed, epoch, index))
         return apply(self.transforms, Sample(picture.astype(np.float32), mask), generator), truth
 
+    def _require_known(self, truth: np.ndarray | int, index: int) -> None:
+        """Raise DataError unless every label is a class or the one that doesn't count."""
+        labels = np.asarray(truth)
+        counted = labels[labels != self.ignore_index] if labels.ndim else labels.reshape(1)
+        if counted.size and not 0 <= int(counted.min()) <= int(counted.max()) < self.num_classes:
+            wrong = int(counted.max() if counted.max() >= self.num_classes else counted.min())
+            raise DataError(
+                f"{_origin(self.source, index)}: label {wrong} is no class of 0 to {self.num_classes - 1}"
+                + (f" and not ignore_index {self.ignore_index}" if labels.ndim else "")
+                + ". Correct the label, or num_classes."
+            )
+
     def steps(self, index: int) -> tuple[Step, ...]:
         """Geometric changes of a picture, for the way back."""
         return self.sample(index)[0].steps
+
+
+def _origin(source: Source, index: int) -> str:
+    """The file of a truth, where it has one of its own."""
+    if isinstance(source, MaskFiles):
+        return str(source.pairs[index][1])
+    return str(source.rows[index][0]) if isinstance(source, LabelFiles) else f"sample {index}"
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -183,10 +203,20 @@ def listed_labels(root: Path, list_file: Path, separator: str | None = None) -> 
 def _rows(path: Path, columns: int, separator: str | None) -> list[list[str]]:
     if not path.is_file():
         raise DataError(f"{path}: no such list file.")
-    rows = [line.split(separator) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    for number, row in enumerate(rows, 1):
-        if len(row) != columns:
-            raise DataError(f"{path}: line {number} has {len(row)} columns, not {columns}.")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: no text file in UTF-8 ({error.reason}).") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        row = line.split(separator)
+        if line.strip() and len(row) != columns:
+            raise DataError(
+                f"{path}: line {number} has {len(row)} columns, not {columns}: {line[:80]!r}. "
+                "Where names hold spaces, set 'separator' in the configuration."
+            )
+        if line.strip():
+            rows.append(row)
     if not rows:
         raise DataError(f"{path}: the list is empty.")
     return rows
