@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
 import multiprocessing
+import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from quantrim.errors import ConfigError
+from quantrim.errors import ConfigError, EngineError
 from quantrim.prune.groups import ChannelGroup
 from quantrim.prune.sensitivity import Found, Job, measure_some, require_workers
+from quantrim.runtime import first_line
 
 #: Bundles for each worker: enough to even out the load, few enough to share what lies before the groups.
 _BUNDLES = 3
@@ -40,14 +44,33 @@ def _bundles(names: Sequence[str], workers: int) -> list[list[str]]:
 def _on_processes(job: Job, names: Sequence[str], workers: int) -> Iterator[Found]:
     # fork would copy a torch whose thread pool is already running, and hang
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_receive, initargs=(job,)) as pool:
+    # as bytes: torch would send tensors as shared memory, and the masks of all workers would meet in it
+    content = _pickled(job)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_receive, initargs=(content,)) as pool:
         futures = [pool.submit(_measure_bundle, bundle) for bundle in _bundles(names, workers)]
-        for future in as_completed(futures):
-            yield future.result()
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise EngineError(
+                "a measuring process died: out of memory, or a script that measures outside of "
+                "'if __name__ == \"__main__\":'. Give fewer workers; what was measured is kept."
+            ) from error
 
 
-def _receive(job: Job) -> None:
+def _pickled(job: Job) -> bytes:
+    try:
+        return pickle.dumps(job)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise EngineError(
+            f"the model can't be sent to other processes: {first_line(error)}. Define what it is made of at "
+            "the top level of a module, or give one worker."
+        ) from error
+
+
+def _receive(content: bytes) -> None:
     global _job
+    job: Job = pickle.loads(content)  # from the process that started this one
     torch.set_num_threads(job.threads)
     _job = job
 
@@ -72,14 +95,24 @@ def _on_ray(job: Job, names: Sequence[str]) -> Iterator[Found]:
         ray.init(log_to_driver=False)
     workers = max(1, int(ray.cluster_resources().get("CPU", 1)) // max(1, job.threads))
     remote: Any = ray.remote(num_cpus=job.threads)(_measure_remotely)
-    shared = ray.put(replace(job))
+    shared = ray.put(job)
     waiting = [remote.remote(shared, bundle) for bundle in _bundles(names, workers)]
-    while waiting:
-        ready, waiting = ray.wait(waiting)
-        for one in ready:
-            yield ray.get(one)
+    try:
+        while waiting:
+            ready, waiting = ray.wait(waiting)
+            for one in ready:
+                yield ray.get(one)
+    except ray.exceptions.RayError as error:
+        for task in waiting:
+            ray.cancel(task)
+        reason = str(error).strip().splitlines()[-1]
+        raise EngineError(
+            f"a Ray worker failed: {reason}. The model's code must be importable on every node, e.g. by "
+            "PYTHONPATH; what was measured is kept."
+        ) from error
 
 
 def _measure_remotely(job: Job, names: Sequence[str]) -> Found:
     torch.set_num_threads(job.threads)
-    return _merged(list(measure_some(job, names)))
+    # Ray may hand out tensors that it also shows to others
+    return _merged(list(measure_some(replace(job, module=copy.deepcopy(job.module)), names)))

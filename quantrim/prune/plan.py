@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,8 +131,10 @@ def tensor_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def save_pruned(module: nn.Module, plan: PruningPlan, directory: str | Path) -> None:
     """Write ``model.pth`` (a plain state dict) and ``plan.json`` into a folder."""
     directory = Path(directory)
+    content = io.BytesIO()  # torch's own file writer hides that a disk is full
+    torch.save(_on_cpu(module.state_dict()), content)
     with atomic_path(directory / WEIGHT_FILE) as temporary:
-        torch.save(_on_cpu(module.state_dict()), temporary)
+        temporary.write_bytes(content.getbuffer())
     write_json(directory / PLAN_FILE, plan.to_json())
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quantrim.errors import CheckpointError, ConfigError
-from quantrim.files import write_json
+from quantrim.files import require_writable, write_json
 from quantrim.machine import describe_machine
 from quantrim.prune.criteria import Examples
 from quantrim.prune.evaluate import Probe, mean_cross_entropy, recalibrate_batch_norm
@@ -237,6 +237,7 @@ class _Run:
 
     def run(self, resume: bool) -> PruneRun:
         """All of it."""
+        require_writable(self.save_dir)
         metric = {"before": self.judge(self.loaded.model)}
         model = self._interrupted() if resume else self.loaded.model
         results: list[PruningResult] = []

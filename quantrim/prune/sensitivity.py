@@ -213,6 +213,7 @@ def measure(
     Raises:
         CheckpointError: the file was measured on another model, other data or other settings.
         ConfigError: Ray is asked for and not installed.
+        EngineError: a worker died.
     """
     from quantrim.prune.parallel import spread
 

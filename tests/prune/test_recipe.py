@@ -116,6 +116,33 @@ def test_bad_requests_fail_in_one_line(
     assert not (tmp_path / "out" / "model.pth").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_refused_at_once(trained: tuple[Path, Path]):
+    config, weights = trained
+    code, text = run(
+        "prune", "-c", config, "--weights", weights, "--pruning-ratio", 0.3, "--save-dir", weights / "inside"
+    )
+    assert code == 1
+    assert "can't be written" in text
+
+
+def test_a_forecast_says_whether_the_ratio_is_within_reach(trained: tuple[Path, Path], tmp_path: Path):
+    config, weights = trained
+    words = ("prune", "-c", config, "--weights", weights, "--dry-run", "--samples", 4)
+    code, text = run(*words, "--pruning-ratio", 0.99)
+    assert code == 0
+    assert "ratio 0.99 of flops: out of reach" in text
+    assert "evaluations, about" in text
+    latency = ("--objective", "latency", "--no-sensitivity", "--json", tmp_path / "f.json")
+    code, text = run(*words, "--pruning-ratio", 0.2, *latency)
+    assert code == 0, text
+    assert "ratio 0.2 of latency: within reach" in text
+    assert "timing layers" in text  # on stderr
+    value = json.loads((tmp_path / "f.json").read_text())
+    now, least = value["latency_ms"]["now"], value["latency_ms"]["least"]
+    assert 0 < least < now
+    assert value["largest_ratio"] == pytest.approx(1 - least / now)
+
+
 def test_what_was_pruned_goes_on_through_the_other_verbs(trained: tuple[Path, Path], tmp_path: Path):
     config, weights = trained
     quick = ("--retraining-iters", 0, "--samples", 4, "--no-sensitivity", "--save-dir")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import torch
 from adversarial import CASES
 from torch import nn
 
-from quantrim.errors import CheckpointError, ConfigError
+from quantrim.errors import CheckpointError, ConfigError, EngineError
 from quantrim.prune import (
     Job,
     Probe,
@@ -30,7 +32,7 @@ from quantrim.prune import (
 from quantrim.prune.evaluate import MaskedEvaluator, direct_losses
 from quantrim.prune.plot import plot_sensitivity
 from quantrim.prune.sensitivity import Curve, Point, require_workers
-from quantrim.prune.surgery import remove
+from quantrim.prune.surgery import remove, zero
 from quantrim.vision.models import BiSeNetV2
 
 
@@ -70,6 +72,22 @@ def test_a_mask_costs_what_the_rebuilt_model_costs(cache_mb: float):
         assert torch.equal(value, weights[name]), name
 
 
+def test_norms_measured_anew_are_those_of_one_large_batch(c2f: Job):
+    evaluator = MaskedEvaluator(c2f.module, c2f.probe, recalibrate=True)
+    assert evaluator.graph is not None
+    inputs, target = (torch.cat(parts) for parts in zip(*c2f.probe.batches, strict=True))
+    for group in (None, *evaluator.order(c2f.groups)):
+        removal = group.removal(range(group.units // 2)) if group else {}
+        slow = copy.deepcopy(c2f.module)
+        zero(slow, removal)
+        for layer in slow.modules():
+            layer.train(isinstance(layer, nn.BatchNorm2d))
+        with torch.no_grad():
+            expected = c2f.probe.losses(slow(inputs), target)
+        found = evaluator.losses(group, removal or None)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_groups_under_a_layer_norm_are_rebuilt_since_zeros_stay_in_statistics():
     job = job_of(CASES["layer_norm"].build())
     group = next(group for group in job.groups if group.normalised)
@@ -106,13 +124,15 @@ def test_workers_give_the_same_numbers(c2f: Job):
                 (other.ratio, other.loss, other.error), rel=1e-5
             )
     assert alone.evaluations <= spread.evaluations
+    assert not any(p.is_shared() for p in c2f.module.parameters())  # each masks a copy of its own
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 def test_ray_gives_the_same_numbers(c2f: Job):
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    here = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}  # of adversarial.py
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=here)
     try:
         alone, spread = measure(c2f), measure(c2f, workers="ray")
     finally:
@@ -120,6 +140,33 @@ def test_ray_gives_the_same_numbers(c2f: Job):
     for name, curve in alone.groups.items():
         losses = [point.loss for point in spread.groups[name].points]
         assert [point.loss for point in curve.points] == pytest.approx(losses, rel=1e-5)
+
+
+class DiesInWorkers(nn.Module):
+    """Ends the process that runs it, unless that is the one that made it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.home, self.net = os.getpid(), CASES["flip"].build()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if os.getpid() != self.home:
+            os._exit(1)
+        return self.net(x)
+
+
+def test_a_model_that_cannot_be_sent_is_told_in_one_line():
+    class Local(nn.Sequential):
+        pass
+
+    with pytest.raises(EngineError, match="can't be sent to other processes"):
+        measure(job_of(Local(CASES["flip"].build())), workers=2)
+
+
+def test_a_worker_that_dies_is_told_in_one_line():
+    with pytest.raises(EngineError, match="a measuring process died") as caught:
+        measure(job_of(DiesInWorkers()), workers=2)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_killed_run_goes_on_where_it_was(c2f: Job, tmp_path: Path):

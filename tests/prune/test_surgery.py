@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from adversarial import CASES, EXAMPLE
 from torch import nn
 
-from quantrim.errors import CheckpointError, ModelError
+from quantrim.errors import CheckpointError, ModelError, QuantrimError
 from quantrim.export.from_torch import export_onnx
 from quantrim.prune import Limits, load_pruned, prune, read_plan, save_pruned
 from quantrim.prune.plan import empty_plan
@@ -111,6 +112,18 @@ def test_stored_weights_hold_live_tensors_only(tmp_path: Path):
     state = torch.load(tmp_path / "model.pth", weights_only=True)
     assert set(state) == set(module.state_dict())
     assert all(value.untyped_storage().nbytes() == value.nbytes for value in state.values())
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(self: Path, content: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    module = built("flip")
+    plan = prune(module, EXAMPLE, ratio=0.4, limits=ANY_WIDTH).plan
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(QuantrimError, match="No space left on device"):
+        save_pruned(module, plan, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
