@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,8 +37,19 @@ class RunState:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a state_dict atomically."""
-    with atomic_path(path) as temporary:
-        torch.save(model.state_dict(), temporary)
+    save_plain(model.state_dict(), path)
+
+
+def save_plain(content: Any, path: Path) -> None:
+    """``torch.save`` that is atomic, and says so when the disk is full.
+
+    Raises:
+        QuantrimError: the file can't be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)  # straight into a file, a full disk ends in an assertion about positions
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(buffer.getbuffer())
 
 
 def save_checkpoint(
@@ -60,16 +73,13 @@ def save_checkpoint(
     save_weights(model, folder / "model.pth")
     if average is not None:
         save_weights(average, folder / "average.pth")
-    with atomic_path(folder / "state.pth") as temporary:
-        torch.save(
-            {
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "progress": asdict(state),
-                "torch_rng": torch.get_rng_state(),
-            },
-            temporary,
-        )
+    content = {
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "progress": asdict(state),
+        "torch_rng": torch.get_rng_state(),
+    }
+    save_plain(content, folder / "state.pth")
 
 
 def load_checkpoint(
@@ -128,6 +138,12 @@ def newest(path: str | Path) -> Path:
     if not complete:
         raise CheckpointError(f"{path}: no complete checkpoint (iter_N with state.pth) to resume from.")
     return complete[-1]
+
+
+def clear_unfinished(save_dir: Path) -> None:
+    """Remove the temporary files that a killed run left in its folders."""
+    for stale in save_dir.glob("*/.*.pth"):
+        stale.unlink()
 
 
 def carry_best(source: Path, target: Path) -> None:

@@ -28,6 +28,7 @@ from quantrim.machine import describe_machine
 from quantrim.vision.checkpoint import (
     RunState,
     carry_best,
+    clear_unfinished,
     drop_old,
     load_checkpoint,
     newest,
@@ -174,6 +175,7 @@ def train(
     if resume is not None:
         checkpoint = newest(resume)
         state = load_checkpoint(checkpoint, model, optimizer, scheduler, average)
+        clear_unfinished(Path(save_dir))
         carry_best(checkpoint.parent, Path(save_dir))
     for module in (model, average):
         if module is not None:  # a fifth faster on CPUs

@@ -7,12 +7,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from quantrim.errors import ConfigError, DataError
 from quantrim.vision.config import build_data, load_config
 from quantrim.vision.data.cifar import cifar10
-from quantrim.vision.data.datasets import Kept
+from quantrim.vision.data.datasets import Kept, read_image, read_mask
 from quantrim.vision.data.folders import cityscapes, class_folders, pascal_voc
+from quantrim.vision.data.geometry import Resize, ResizeByLong, ResizeByShort
+from quantrim.vision.data.sample import Sample
 
 HEAD = """
 iters: 1
@@ -174,3 +177,31 @@ def test_missing_cifar_says_what_to_unpack(tmp_path):
 def test_a_data_set_without_its_number_of_classes_is_a_config_error(tmp_path):
     with pytest.raises(ConfigError, match="train_dataset: num_classes is missing"):
         build_data(config_of(tmp_path, "type: Dataset"))
+
+
+def test_a_mask_in_colours_is_refused_and_a_grey_one_with_three_channels_is_read(tmp_path):
+    grey = np.repeat(np.arange(4, dtype=np.uint8).reshape(2, 2, 1), 3, axis=2)
+    for values in (grey, np.concatenate([grey, np.full((2, 2, 1), 255, np.uint8)], axis=2)):
+        Image.fromarray(values).save(tmp_path / "m.png")
+        np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), grey[:, :, 0])
+    colours = grey.copy()
+    colours[0, 0] = (128, 0, 0)
+    Image.fromarray(colours).save(tmp_path / "m.png")
+    with pytest.raises(DataError, match="a mask in colours"):
+        read_mask(tmp_path / "m.png")
+
+
+def test_a_jpeg_that_is_cut_off_is_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    whole = cv2.imencode(".jpg", noise)[1].tobytes()
+    (tmp_path / "a.jpg").write_bytes(whole)
+    assert read_image(tmp_path / "a.jpg").shape == (64, 64, 3)
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cut off"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_a_picture_of_one_pixel_goes_through_every_resize():
+    line = Sample(np.zeros((1, 500, 3), np.float32), np.zeros((1, 500), np.uint8))
+    for transform in (ResizeByLong(32), ResizeByShort(32), Resize((8, 8))):
+        assert min(transform(line, np.random.default_rng(0)).image.shape[:2]) >= 1

@@ -219,3 +219,24 @@ def test_an_unknown_device_and_a_folder_that_cannot_be_written_are_told_at_once(
     (tmp_path / "file").write_text("")
     with pytest.raises(QuantrimError, match="can't be written"):
         run(tmp_path / "file" / "x", iterations=2)
+
+
+def test_resuming_clears_what_a_killed_run_left_half_written(tmp_path):
+    run(tmp_path, iterations=2)
+    stale = tmp_path / "iter_2" / ".model-abcdefgh.pth"
+    stale.write_bytes(b"half")
+    run(tmp_path, iterations=4, resume=tmp_path)
+    assert not stale.exists()
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_no_weights(tmp_path, monkeypatch):
+    def full(path: Path, *arguments, **named):
+        if path.suffix == ".pth":
+            raise OSError(28, "No space left on device")
+        return opened(path, *arguments, **named)
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(QuantrimError, match=r"model\.pth: can't be written \(No space left on device\)"):
+        run(tmp_path, iterations=2)
+    assert not list(tmp_path.rglob("*.pth"))

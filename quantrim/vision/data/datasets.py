@@ -122,16 +122,23 @@ def read_mask(path: str | Path) -> np.ndarray:
     """Label picture uint8 (H, W); palette pictures give their indices, not their colours.
 
     Raises:
-        DataError: the file can't be decoded.
+        DataError: the file can't be decoded, or shows colours instead of class numbers.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            labels = np.asarray(image)
+            labels, transparent = np.asarray(image), image.mode.endswith("A")
     except (OSError, UnidentifiedImageError) as error:
         raise DataError(f"{path}: can't be decoded as a mask ({error}).") from error
-    return labels if labels.ndim == 2 else labels[:, :, 0]
+    if labels.ndim == 2:
+        return labels
+    channels = labels[:, :, :-1] if transparent else labels
+    if (channels != channels[:, :, :1]).any():
+        raise DataError(
+            f"{path}: a mask in colours. Save class numbers, as a grey or a palette picture (mode L or P)."
+        )
+    return channels[:, :, 0]
 
 
 @dataclass(frozen=True)
