@@ -237,6 +237,13 @@ def test_what_is_not_about_width_stays_as_it_was():
     assert module.training
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 16, 16), (3, 3, 20, 24)])
+def test_the_pruned_model_takes_other_sizes_than_the_example(shape: tuple[int, ...]):
+    module = built(Net)
+    prune(module, IMAGES, ratio=0.25, limits=ANY_WIDTH)
+    assert module(torch.randn(shape)).shape == (shape[0], 4, *shape[2:])
+
+
 def test_torchs_moving_average_follows():
     module = built(Net)
     average = AveragedModel(module)
