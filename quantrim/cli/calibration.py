@@ -11,7 +11,7 @@ from quantrim.cli.options import parse_floats
 from quantrim.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
 
@@ -45,9 +45,16 @@ def samples_of(data: Path, count: int) -> Any:
 
 
 def preprocess_of(
-    model: Path, deploy: Path | None, mean: str | None, std: str | None, fit: str | None
+    models: Sequence[Path], deploy: Path | None, mean: str | None, std: str | None, fit: str | None
 ) -> Preprocess | Callable[[Path], np.ndarray]:
     """How image files become inputs: as ``deploy.yaml`` says, or by the options given.
+
+    Args:
+        models: the first of them that has a ``deploy.yaml`` beside it is asked.
+        deploy: or this file.
+        mean: text of ``--mean``, likewise the others.
+        std: see mean.
+        fit: see mean.
 
     Raises:
         ConfigError: both ways were asked for, or an option or the file holds an illegal value.
@@ -57,11 +64,13 @@ def preprocess_of(
     asked = mean is not None or std is not None or fit is not None
     if deploy is not None and asked:
         raise ConfigError("--deploy says how images are prepared; leave --mean, --std and --fit away.")
-    beside = model.parent / "deploy.yaml"
-    if deploy is not None or (beside.is_file() and not asked):
+    if not asked:
+        beside = (model.parent / "deploy.yaml" for model in models)
+        deploy = deploy or next((path for path in beside if path.is_file()), None)
+    if deploy is not None:
         from quantrim.vision.calibration import deployed_decoder
 
-        return deployed_decoder(deploy or beside)
+        return deployed_decoder(deploy)
     if fit not in (None, "crop", "stretch"):
         raise ConfigError(f"--fit {fit!r}; legal: crop, stretch.")
     usual = Preprocess()

@@ -52,7 +52,7 @@ def inspect(
         against=against,
         data=None if data is None else samples_of(data, samples),
         samples=samples,
-        preprocess=preprocess_of(model, deploy, mean, std, fit),
+        preprocess=preprocess_of([model, *([against] if against else [])], deploy, mean, std, fit),
         input_shape=parse_shape(input_shape),
         threads=threads,
     )

@@ -82,7 +82,7 @@ def ptq(
             overrides=[_override(text) for text in override or ()],  # type: ignore[misc]
             refinements=() if refine == "none" else parse_words(refine),  # type: ignore[arg-type]
             reduce_range=reduce_range,
-            preprocess=preprocess_of(model, deploy, mean, std, fit),
+            preprocess=preprocess_of([model], deploy, mean, std, fit),
             input_shape=parse_shape(input_shape),
             engines=engine or None,  # type: ignore[arg-type]
             threads=threads,

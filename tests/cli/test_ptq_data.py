@@ -85,7 +85,7 @@ def test_inspect_prepares_its_data_as_ptq_did(config, model, tmp_path):
     for number in range(4):
         picture = generator.integers(0, 255, (64, 64, 3), np.uint8)
         assert cv2.imwrite(str(tmp_path / "in" / f"{number}.png"), picture)
-    output = model.parent / "int8.onnx"  # deploy.yaml lies here
+    output = tmp_path / "int8.onnx"  # deploy.yaml lies beside the float model
     assert ptq(model, output, "--data", tmp_path / "in").exit_code == 0
     decode = deployed_decoder(model.parent / "deploy.yaml")
     np.save(tmp_path / "ready.npy", np.stack([decode(tmp_path / "in" / f"{n}.png") for n in range(4)]))
