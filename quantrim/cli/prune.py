@@ -192,7 +192,7 @@ def show_forecast(console: Console, found: Forecast, recipe: Recipe, limit: int 
         console.print(f"  analysed in pieces: {path or 'the whole model'}: {reason}", markup=False)
     if found.latency is not None:
         console.print(
-            f"latency {found.latency.full_ms:.2f} ms, predicted to fall to {found.least_ms:.2f} ms at most "
+            f"latency {found.latency.full_ms:.2f} ms, predicted to be at least {found.least_ms:.2f} ms "
             f"(largest ratio {found.largest_ratio:.2f})"
         )
     if recipe.ratio and not recipe.of_channels:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from quantrim.machine import describe_machine
 from quantrim.prune.criteria import Examples
 from quantrim.prune.evaluate import Probe, mean_cross_entropy, recalibrate_batch_norm
 from quantrim.prune.forecast import Forecast, forecast
+from quantrim.prune.groups import Frozen
 from quantrim.prune.latency import Engine, measured_side_by_side, prune_for_latency
 from quantrim.prune.plan import (
     PLAN_FILE,
@@ -33,7 +34,7 @@ from quantrim.prune.plan import (
     save_pruned,
 )
 from quantrim.prune.plot import plot_sensitivity
-from quantrim.prune.pruning import Method, PruningResult, prune
+from quantrim.prune.pruning import GroupReport, Method, PruningResult, prune
 from quantrim.prune.sensitivity import Progress, Sensitivity, measure
 from quantrim.prune.solver import Limits
 from quantrim.qat.distill import distillation_loss
@@ -304,7 +305,8 @@ class _Run:
             "expected_loss": whole.expected_loss,
             "flops": whole.flops,
             "params": whole.params,
-            "frozen": [{"layer": f.layer, "reason": f.reason} for f in whole.frozen],
+            "groups": [asdict(group) for group in whole.groups],
+            "frozen": [asdict(frozen) for frozen in whole.frozen],
         }
         return replace(self.plan, facts=facts)
 
@@ -424,8 +426,8 @@ def _from_facts(plan: PruningPlan, ratio: float) -> PruningResult:
             params={key: int(value) for key, value in facts["params"].items()},
             requested=ratio,
             achieved=float(facts["achieved_ratio"]),
-            groups=(),
-            frozen=(),
+            groups=tuple(GroupReport(**group) for group in facts["groups"]),
+            frozen=tuple(Frozen(**frozen) for frozen in facts["frozen"]),
             expected_loss=float(facts["expected_loss"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -132,7 +132,15 @@ def test_a_forecast_says_whether_the_ratio_is_within_reach(trained: tuple[Path, 
     assert code == 0
     assert "ratio 0.99 of flops: out of reach" in text
     assert "evaluations, about" in text
-    latency = ("--objective", "latency", "--no-sensitivity", "--json", tmp_path / "f.json")
+    latency = (
+        "--objective",
+        "latency",
+        "--engine",
+        "onnxruntime",
+        "--no-sensitivity",
+        "--json",
+        tmp_path / "f.json",
+    )
     code, text = run(*words, "--pruning-ratio", 0.2, *latency)
     assert code == 0, text
     assert "ratio 0.2 of latency: within reach" in text
@@ -172,7 +180,10 @@ def test_an_interrupted_run_goes_on_with_its_retraining(trained: tuple[Path, Pat
              "--no-sensitivity", "--save-dir", tmp_path, "--save-interval", 1)  # fmt: skip
     assert run(*words, "--retraining-iters", 1)[0] == 0
     before = json.loads((tmp_path / "plan.json").read_text())["kept"]
+    told = json.loads((tmp_path / "prune.json").read_text())
     code, text = run(*words, "--retraining-iters", 2, "--resume")
     assert code == 0, text
     assert json.loads((tmp_path / "plan.json").read_text())["kept"] == before
+    again = json.loads((tmp_path / "prune.json").read_text())
+    assert all(again[key] == told[key] for key in ("groups", "frozen", "flops", "params", "achieved_ratio"))
     assert (tmp_path / "retraining" / "round_1" / "iter_2" / "state.pth").is_file()
