@@ -48,7 +48,7 @@ def ours(criterion: str, probe: Probe, measured: bool) -> Prune:
         found = None
         if measured:
             scores = score(module, looked.graph.groups, criterion, examples=examples)
-            found = measure(Job(module, looked.graph.groups, scores, probe))
+            found = measure(Job(module, looked.graph.groups, scores, probe, recalibrate=True))
         prune(
             module, x, ratio=ratio, criterion=criterion, examples=examples, sensitivity=found, surveyed=looked
         )

@@ -3,7 +3,8 @@
     python benchmarks/sensitivity.py -c configs/quick_start/bisenet_synthetic_disc_256x256.yml --weights FILE
 
 The usual procedure (PaddleSlim's) is run by the same code without the shortcuts: every group is pruned for real
-at 0.1 ... 0.9, and each model is evaluated by its metric on the whole validation set. Printed: evaluations,
+at 0.1 ... 0.9, its batch norm statistics are measured anew, and each model is evaluated by its metric on the
+whole validation set. Printed: evaluations,
 seconds on one worker, and Spearman's rank correlation between the two orders of the groups, at a half of the
 channels and over all ratios.
 """
@@ -21,7 +22,7 @@ from scipy.stats import spearmanr
 
 from quantrim.files import write_json
 from quantrim.machine import describe_machine
-from quantrim.prune import Job, Probe, measure, score, survey
+from quantrim.prune import Job, Probe, measure, recalibrate_batch_norm, score, survey
 from quantrim.prune.recipe import probe_of
 from quantrim.prune.surgery import remove
 from quantrim.vision.config import load_config
@@ -42,7 +43,7 @@ def main() -> None:
     probe: Probe = probe_of(config, arguments.samples)
     looked = survey(model, probe.batches[0][0][:1])
     scores = score(model, looked.graph.groups, "l1")
-    job = Job(model, looked.graph.groups, scores, probe)
+    job = Job(model, looked.graph.groups, scores, probe, recalibrate=True)
     start = time.perf_counter()
     ours = measure(job)
     print(f"quantrim: {ours.evaluations} evaluations of {probe.samples} samples, "
@@ -61,6 +62,7 @@ def main() -> None:
             pruned = copy.deepcopy(model)
             count = min(group.units - 1, round(ratio * group.units))
             remove(pruned, group.removal(np.argsort(scores[group.name], kind="stable")[:count]))
+            recalibrate_batch_norm(pruned, (images for images, _ in probe.batches))
             done["drops"][name] = done["before"] - judge(pruned)[key]
             done["seconds"] += time.perf_counter() - start
         write_json(arguments.cache, done)

@@ -154,7 +154,8 @@ class MaskedEvaluator:
     Args:
         module: the model; in evaluation mode on return, otherwise as it was.
         probe: what it is run on.
-        recalibrate: measure batch norm statistics anew under each mask; costs a second pass.
+        recalibrate: measure batch norm statistics anew under each mask, as will be done after pruning; costs a
+            second pass where the module can't be exported whole.
         cache_mb: most memory for the tensors that cross a cut.
     """
 
@@ -163,10 +164,8 @@ class MaskedEvaluator:
     ) -> None:
         self.module, self.probe, self.recalibrate = module.eval(), probe, recalibrate
         shapes = {inputs.shape for inputs, _ in probe.batches}
-        alike = len(shapes) == 1 and not recalibrate
-        self.graph = (
-            PrefixGraph.of(module, [inputs for inputs, _ in probe.batches], cache_mb) if alike else None
-        )
+        inputs = [inputs for inputs, _ in probe.batches]
+        self.graph = PrefixGraph.of(module, inputs, cache_mb, recalibrate) if len(shapes) == 1 else None
 
     def order(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
         """Groups in the order of the network."""
@@ -178,20 +177,24 @@ class MaskedEvaluator:
     def losses(self, group: ChannelGroup | None = None, removal: Removal | None = None) -> Losses:
         """Loss of each sample, with a removal from one group masked."""
         if group is None or removal is None:
-            return self._with(self.module)
+            return self._with(self.module) if self.graph is None else self._by_graph(self.graph)
         if group.normalised:  # zeros would stay in the statistics
             smaller = copy.deepcopy(self.module)
             remove(smaller, removal)
             return self._with(smaller)
         if self.graph is not None:
             self.graph.advance(_tensors_of(group))
-            with masked(self.module, removal), torch.no_grad():
-                return _joined(
-                    self.probe.losses(outputs, target)
-                    for outputs, (_, target) in zip(self.graph.outputs(), self.probe.batches, strict=True)
-                )
+            with masked(self.module, removal):
+                return self._by_graph(self.graph)
         with masked(self.module, removal):
             return self._with(self.module)
+
+    def _by_graph(self, graph: PrefixGraph) -> Losses:
+        with torch.no_grad():
+            return _joined(
+                self.probe.losses(outputs, target)
+                for outputs, (_, target) in zip(graph.outputs(), self.probe.batches, strict=True)
+            )
 
     def _with(self, module: nn.Module) -> Losses:
         if not self.recalibrate:

@@ -102,5 +102,5 @@ def forecast(
     groups = tuple(group for group in found.graph.groups if group.channels > found.limits.min_channels)
     examples = Examples(probe.batches, mean_cross_entropy)
     scores = score(module, groups, criterion, examples=examples, seed=seed)
-    job = Job(module, groups, scores, probe, threads=max(1, torch.get_num_threads() // 2))
+    job = Job(module, groups, scores, probe, recalibrate=True, threads=max(1, torch.get_num_threads() // 2))
     return Forecast(found, predicted, job, estimate(job))

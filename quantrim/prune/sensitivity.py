@@ -140,7 +140,7 @@ class Job:
         scores: of each group; the lowest are masked first.
         probe: what is evaluated.
         ratios: shares to measure at each group; None for as many as it takes.
-        recalibrate: measure batch norm statistics anew under each mask.
+        recalibrate: measure batch norm statistics anew under each mask, as they will be after pruning.
         threads: torch threads of a worker.
     """
 
@@ -190,8 +190,7 @@ def estimate(job: Job) -> Estimate:
     start = time.perf_counter()
     direct_losses(job.module, first)
     once = (time.perf_counter() - start) * job.probe.samples / max(1, first.samples)
-    # cuts halve the work on average; recalibration doubles it and can't use cuts
-    return Estimate(count, once * count * (2.0 if job.recalibrate else 0.5))
+    return Estimate(count, once * count * 0.5)  # cuts halve the work on average
 
 
 def measure(
