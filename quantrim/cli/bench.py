@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape
-from quantrim.cli.output import JsonOption, console_for, emit_json
+from quantrim.cli.output import JsonOption, console_for, emit_json, warn_of_scatter
 
 
 def bench(
@@ -29,6 +29,7 @@ def bench(
 ) -> None:
     """Time MODELS in turns, so that a noisy machine is noisy for all of them."""
     from quantrim.engines.bench import bench as run
+    from quantrim.engines.bench import scatter
     from quantrim.machine import describe_machine
 
     files = [*([baseline] if baseline else []), *(m for m in models if m != baseline)]
@@ -63,4 +64,5 @@ def bench(
             f"{base / latency.median:.2f}x ({saved:+.0%})",
         )
     console.print(table)
+    warn_of_scatter(console, scatter(row.latency_ms for row in rows))
     emit_json([row.to_json() | {"machine": machine.to_json()} for row in rows], json_target)

@@ -21,6 +21,8 @@ JsonOption = Annotated[
 
 #: Columns of a table that goes into a file or a pipe, where no window sets them.
 _WIDTH = 200
+#: Ratio of 90th percentile to median that a quiet machine stays below.
+_QUIET = 1.5
 
 
 def console_for(json_target: str | None) -> Console:
@@ -28,6 +30,15 @@ def console_for(json_target: str | None) -> Console:
     to_stderr = json_target == "-"
     shown = (sys.stderr if to_stderr else sys.stdout).isatty()
     return Console(stderr=to_stderr, highlight=False, soft_wrap=True, width=None if shown else _WIDTH)
+
+
+def warn_of_scatter(console: Console, ratio: float) -> None:
+    """Say so where times scatter so much that their medians mean little."""
+    if ratio > _QUIET:
+        console.print(
+            f"[yellow]Times scatter (90th percentile {ratio:.1f} times the median): other work runs on this "
+            "machine. Measure again on a quiet one.[/yellow]"
+        )
 
 
 def emit_json(result: dict[str, Any] | list[Any], target: str | None) -> None:

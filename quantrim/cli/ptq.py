@@ -19,7 +19,7 @@ from quantrim.cli.calibration import (
     samples_of,
 )
 from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape, parse_words
-from quantrim.cli.output import JsonOption, console_for, emit_json
+from quantrim.cli.output import JsonOption, console_for, emit_json, warn_of_scatter
 from quantrim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ def _override(text: str) -> tuple[str, str]:
 
 def show(console: Console, result: PtqResult) -> None:
     """Headlines first, then a table, then what fell back."""
+    from quantrim.engines.bench import scatter
+
     for engine in result.engines:
         console.print(f"[bold]{engine.headline}[/bold]")
     sizes = result.size_mb
@@ -120,6 +122,9 @@ def show(console: Console, result: PtqResult) -> None:
         console.print("[yellow]Fewer than 100 calibration samples; 100 to 500 are advised.[/yellow]")
     if result.engines:
         console.print(_table(result))
+        races = [one.times for one in result.engines]
+        times = (one for race in races for one in (race.fp32, race.bf16, race.int8) if one is not None)
+        warn_of_scatter(console, scatter(times))
     for engine in result.engines:
         _fallbacks(console, engine)
 

@@ -24,5 +24,5 @@ def report(
 
     found = [read_result(path) for path in results]
     write_report(output, title or f"quantrim: {found[0].name}", *found)
-    console_for(json_target).print(f"{output}: open it in a browser", markup=False)
+    console_for(json_target).print(f"{output}", markup=False)
     emit_json({"command": "report", "output": str(output), "results": [str(p) for p in results]}, json_target)

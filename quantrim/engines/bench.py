@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,6 +131,11 @@ def latency(milliseconds: np.ndarray) -> Latency:
         p90=float(np.percentile(milliseconds, 90)),
         std=float(milliseconds.std()),
     )
+
+
+def scatter(latencies: Iterable[Latency]) -> float:
+    """Largest ratio of 90th percentile to median: 1.0 to 1.2 on a quiet machine."""
+    return max(one.p90 / one.median for one in latencies)
 
 
 def throughput(model: str, like: Session, feed: dict[str, np.ndarray], streams: int, repeat: int) -> float:

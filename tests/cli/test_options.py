@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from quantrim.cli import app
 from quantrim.cli.calibration import parse_channels
+from quantrim.cli.output import warn_of_scatter
+from quantrim.engines.bench import Latency, scatter
 from quantrim.errors import ConfigError
 
 
@@ -53,3 +56,11 @@ def test_one_number_counts_for_all_channels():
 def test_channel_values_that_make_no_sense_are_refused(text, words):
     with pytest.raises(ConfigError, match=words):
         parse_channels(text, "--std")
+
+
+@pytest.mark.parametrize(("p90", "warned"), [(1.1, False), (4.0, True)])
+def test_times_of_a_busy_machine_carry_a_warning(capsys, p90, warned):
+    quiet = Latency(median=2.0, mean=2.0, p90=2.0, std=0.0)
+    ratio = scatter([quiet, Latency(median=1.0, mean=1.0, p90=p90, std=0.0)])
+    warn_of_scatter(Console(width=200), ratio)
+    assert ("4.0 times the median" in capsys.readouterr().out) is warned
