@@ -22,10 +22,10 @@ from quantrim.calibrate import (
     collect,
     tensor_ranges,
 )
-from quantrim.engines import EngineName, Port, open_session
+from quantrim.engines import EngineName, Port
 from quantrim.engines.base import fill_shape
-from quantrim.engines.verdict import Agreement, Race, Verdict, agreement, headline, judge, race
-from quantrim.errors import ConfigError, DataError, EngineError, ModelError
+from quantrim.engines.trial import EngineResult, ask
+from quantrim.errors import ConfigError, DataError, ModelError
 from quantrim.export.qdq import WeightCodes, save_model, write_qdq
 from quantrim.files import require_onnx_output, size_mb, write_json
 from quantrim.graph import Graph, graph_from_onnx, normalize, prove_equal, read_onnx
@@ -80,16 +80,6 @@ class Quantized:
     ranges: Mapping[str, Range]
     activations: Mapping[str, ActivationScale]
     weights: Mapping[str, WeightCodes]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineResult:
-    """What one engine says of the file."""
-
-    verdict: Verdict
-    times: Race
-    agreement: tuple[Agreement, ...]
-    headline: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,29 +443,6 @@ class _Counted:
             yield feed
             if self.on_batch is not None:
                 self.on_batch(size)
-
-
-def ask(
-    engine: EngineName,
-    float_path: Path,
-    int8_path: Path,
-    graph: Graph,
-    planned: Mapping[str, str],
-    feeds: Sequence[Mapping[str, np.ndarray]],
-    threads: int,
-) -> EngineResult:
-    """Verdict, race and agreement of a quantized file on one engine."""
-    single = {name: array[:1] for name, array in feeds[0].items()}
-    try:
-        session = open_session(int8_path, engine, threads=threads)
-        session.run(single)
-    except EngineError:  # a fixed batch
-        single = dict(feeds[0])
-        session = open_session(int8_path, engine, threads=threads)
-    verdict = judge(graph, session.layers(single), engine, planned)
-    times = race(float_path, int8_path, engine, single, threads=threads)
-    same = agreement(open_session(float_path, engine), open_session(int8_path, engine), feeds)
-    return EngineResult(verdict, times, same, headline(verdict, times))
 
 
 def ranges_path(output: str | Path) -> Path:

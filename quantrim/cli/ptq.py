@@ -23,7 +23,8 @@ from quantrim.cli.output import JsonOption, console_for, emit_json, warn_of_scat
 from quantrim.errors import ConfigError
 
 if TYPE_CHECKING:
-    from quantrim.post_training import EngineResult, PtqResult
+    from quantrim.engines.trial import EngineResult
+    from quantrim.post_training import PtqResult
 
 
 def ptq(

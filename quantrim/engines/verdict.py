@@ -16,6 +16,10 @@ from quantrim.graph.view import LINEAR_OPS, Graph, Node, macs
 Feed = Mapping[str, np.ndarray]
 
 
+#: Engines as people write them.
+NAMES: dict[str, str] = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
+
+
 @dataclass(frozen=True, slots=True)
 class Fallback:
     """A linear layer that did not run in INT8.
@@ -229,7 +233,7 @@ def race(
 
 def headline(verdict: Verdict, times: Race) -> str:
     """One sentence for people, the bad news first."""
-    name = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}[verdict.engine]
+    name = NAMES[verdict.engine]
     share = f"{verdict.int8_mac_share:.1%} of the MACs in INT8"
     if times.fastest == "int8":
         return f"INT8 is {times.speedup:.2f}x as fast as FP32 on {name}, {share}."

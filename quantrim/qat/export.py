@@ -226,8 +226,7 @@ def folded_weight(
     signed[factors == 0] = 0
     bias = _constant(node, 2)
     source = scales[str(multiplied(node).name)].scale
-    # twice the bias: half of int32 is for the sum of products, else engines wrap around to the other sign
-    wide = widen_for_bias(folded, source, None if bias is None else 2 * bias)
+    wide = widen_for_bias(folded, source, bias, exported, file_axis)
     coarse = wide > folded * (1 + 1e-5)
     signed[coarse] = np.rint(signed[coarse] * (folded / wide)[coarse, None])
     shape = np.moveaxis(exported, file_axis, 0).shape

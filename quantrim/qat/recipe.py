@@ -20,12 +20,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from quantrim.engines import EngineName, installed_engines, open_session
+from quantrim.engines.trial import EngineResult, ask
 from quantrim.errors import CheckpointError
 from quantrim.export.qdq import save_model
 from quantrim.files import size_mb, write_json
 from quantrim.graph import graph_from_onnx, read_onnx
 from quantrim.machine import describe_machine
-from quantrim.post_training import EngineResult, ask
 from quantrim.qat.config import QATConfig
 from quantrim.qat.distill import Distillation, Distiller
 from quantrim.qat.export import ExportResult

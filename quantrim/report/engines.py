@@ -7,11 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from quantrim.engines.verdict import NAMES
 from quantrim.report.advice import recommendation, what_would_help
 from quantrim.report.charts import Bar, Line, bars, columns, lines
 from quantrim.report.html import Section, bullets, joined, paragraph, percent, table
 
-NAMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
 _LINEAR = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 _FALLBACKS = 40
 
