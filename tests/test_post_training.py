@@ -203,9 +203,7 @@ def test_a_read_only_output_is_one_clear_line_and_leaves_nothing(residual_onnx, 
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_an_output_that_is_the_model_a_folder_or_no_onnx_file_is_refused(
-    residual_onnx, images, tmp_path
-):
+def test_an_output_that_is_the_model_a_folder_or_no_onnx_file_is_refused(residual_onnx, images, tmp_path):
     before = residual_onnx.read_bytes()
     (tmp_path / "folder.onnx").mkdir()
     for output, words in (

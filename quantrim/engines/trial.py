@@ -90,6 +90,6 @@ def _doubt(
         return ""
     return (
         f"Don't deploy this file on {NAMES[engine]}: it computes something else from it than {NAMES[witness]} "
-        f"(SQNR {found.sqnr_db:.1f} dB against {theirs.sqnr_db:.1f} dB). Try the engine's own --target; if that "
-        "is no better, please report the model. "
+        f"(SQNR {found.sqnr_db:.1f} dB against {theirs.sqnr_db:.1f} dB). Try the engine's own --target; if "
+        "that is no better, please report the model. "
     )
