@@ -15,6 +15,7 @@ from torch import nn
 from quantrim.errors import ModelError
 from quantrim.export.qdq import save_model
 from quantrim.runtime import first_line, reference_session
+from quantrim.torch_modes import function_modes_restored
 
 #: Largest relative L2 distance between torch and ONNX Runtime that float32 rounding explains.
 PARITY_TOLERANCE = 1e-3
@@ -82,7 +83,7 @@ def _export(
     if dynamic_batch:  # a batch of one would be taken for a constant
         inputs = tuple(torch.cat([tensor, tensor]) if len(tensor) == 1 else tensor for tensor in inputs)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), function_modes_restored():
             warnings.simplefilter("ignore")
             return torch.onnx.export(
                 module,

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from quantrim.errors import ModelError
 from quantrim.runtime import first_line
+from quantrim.torch_modes import function_modes_restored
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -199,7 +200,13 @@ def _export(module: nn.Module, arguments: Arguments) -> Any:
     for strict in (False, True):
         try:
             # without gradients, a forward under torch.no_grad is a part of the graph like any other
-            with warnings.catch_warnings(), _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+            with (
+                warnings.catch_warnings(),
+                _quiet(),
+                function_modes_restored(),
+                torch.random.fork_rng(devices=[]),
+                torch.no_grad(),
+            ):
                 warnings.simplefilter("ignore")
                 program = torch.export.export(module, arguments[0], arguments[1], strict=strict)
             return "sizes of tensors depend on their values" if _has_open_sizes(program) else program

@@ -24,6 +24,7 @@ from quantrim.errors import ModelError
 from quantrim.qat.bank import Visitor
 from quantrim.qat.layout import Read, Site, Write
 from quantrim.runtime import first_line
+from quantrim.torch_modes import function_modes_restored
 
 DOMAIN = "quantrim"
 _LINEAR_NODES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -94,7 +95,7 @@ def marked_model(
     if any(batched) and len(values[0]) == 1:  # a batch of one would be taken for a constant
         values = tuple(torch.cat([v, v]) if open_ else v for v, open_ in zip(values, batched, strict=True))
     try:
-        with warnings.catch_warnings(), _on_cpu(module):
+        with warnings.catch_warnings(), _on_cpu(module), function_modes_restored():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 wrapped,

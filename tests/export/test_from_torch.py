@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from quantrim.engines import open_session
+from quantrim.errors import ModelError
 from quantrim.export.from_torch import export_onnx
 from quantrim.qat import QAT
 
@@ -49,3 +50,15 @@ def test_quantized_training_in_channels_last_exports_like_plain(tmp_path: Path):
         qat.export(files[-1], x)
         assert module[0].weight.is_contiguous(memory_format=layout)
     assert operators(files[0]) == operators(files[1])
+
+
+def test_a_failed_export_leaves_no_function_mode_behind(tmp_path: Path):
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    before = torch._C._len_torch_function_stack()
+    with pytest.raises(ModelError, match="can't be exported"):
+        export_onnx(Branching(), torch.ones(2, 3), tmp_path / "m.onnx")
+    assert torch._C._len_torch_function_stack() == before
+    assert not (tmp_path / "m.onnx").exists()
