@@ -62,9 +62,9 @@ def demo(
     folder = Path(save_dir)
     config = load_config(CONFIG)
     settings = TrainSettings(
-        iterations=iterations or config.iters,
+        iterations=iterations or config.iterations(),
         batch_size=config.batch_size,
-        save_interval=max(20, (iterations or config.iters) // 4),
+        save_interval=max(20, (iterations or config.iterations()) // 4),
         keep_checkpoint_max=1,
         best_key=best_key(config),
         device="cpu",

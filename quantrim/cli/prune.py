@@ -22,20 +22,16 @@ if TYPE_CHECKING:
 
 def prune(
     config: ConfigOption,
-    weights: Annotated[
-        Path, typer.Option("--weights", "--model-path", "--model_path", help="Trained FP32 weights.")
-    ],
-    save_dir: Annotated[Path, typer.Option("--save-dir", "--save_dir")] = Path("output"),
+    weights: Annotated[Path, typer.Option("--weights", "--model-path", help="Trained FP32 weights.")],
+    save_dir: Annotated[Path, typer.Option(help="Checkpoints, plan, files, result.")] = Path("output"),
     pruning_ratio: Annotated[
         float | None,
-        typer.Option("--pruning-ratio", "--pruning_ratio", help="Share of FLOPs (or latency) to remove."),
+        typer.Option(help="Share of FLOPs (or latency) to remove."),
     ] = None,
     channel_ratio: Annotated[
         float | None, typer.Option(help="Instead: share of channels to remove from every layer.")
     ] = None,
-    retraining_iters: Annotated[
-        int, typer.Option("--retraining-iters", "--retraining_iters", min=0, help="0: no retraining.")
-    ] = 1000,
+    retraining_iters: Annotated[int, typer.Option(min=0, help="0: no retraining.")] = 1000,
     criterion: Annotated[str, typer.Option(help="l1, l2, fpgm, bn_scale, taylor, fisher or random.")] = "l1",
     objective: Annotated[str, typer.Option(help="What the ratio counts: flops or latency.")] = "flops",
     method: Annotated[str, typer.Option(help="marginal, or threshold (PaddleSlim's).")] = "marginal",
@@ -47,9 +43,9 @@ def prune(
     min_channels: Annotated[int, typer.Option(min=1, help="Layers this narrow are left alone.")] = 8,
     protect: Annotated[list[str] | None, typer.Option(help="Layer whose channels stay.")] = None,
     distill: Annotated[bool, typer.Option(help="Learn from the unpruned model.")] = True,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", "--batch_size", min=1)] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--learning_rate")] = None,
-    num_workers: Annotated[int, typer.Option("--num-workers", "--num_workers", min=0)] = 0,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    learning_rate: Annotated[float | None, typer.Option()] = None,
+    num_workers: Annotated[int, typer.Option(min=0)] = 0,
     save_interval: Annotated[int, typer.Option(min=1)] = 1000,
     engine: Annotated[str, typer.Option(help="openvino or onnxruntime: where latency counts.")] = "openvino",
     threads: ThreadsOption = 1,

@@ -85,7 +85,7 @@ def qat(
         threads=threads,
     )
     settings = TrainSettings(
-        iterations=loaded.iters if iters is None else iters,
+        iterations=loaded.iterations(batch_size) if iters is None else iters,
         batch_size=loaded.batch_size if batch_size is None else batch_size,
         save_interval=save_interval,
         keep_checkpoint_max=keep_checkpoint_max,

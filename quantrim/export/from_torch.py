@@ -14,8 +14,8 @@ from torch import nn
 
 from quantrim.errors import ModelError
 from quantrim.export.qdq import save_model
+from quantrim.function_modes import function_modes_restored
 from quantrim.runtime import first_line, reference_session
-from quantrim.torch_modes import function_modes_restored
 
 #: Largest relative L2 distance between torch and ONNX Runtime that float32 rounding explains.
 PARITY_TOLERANCE = 1e-3
@@ -58,15 +58,13 @@ def export_onnx(
     inputs = tuple(tensor.detach().cpu().contiguous() for tensor in inputs)
     with torch.no_grad():
         expected = _flatten(module(*inputs))
-    program = _export(module, inputs, dynamic_batch, opset, input_names, output_names or _names(expected))
+    program = _export(
+        module, inputs, dynamic_batch, opset, input_names, output_names or numbered("output", len(expected))
+    )
     save_model(program.model, path)
     if not parity:
         return 0.0
     return _compare(program.model, inputs, expected, path)
-
-
-def _names(outputs: Sequence[torch.Tensor]) -> list[str]:
-    return ["output" if index == 0 else f"output_{index}" for index in range(len(outputs))]
 
 
 def _export(
@@ -77,7 +75,6 @@ def _export(
     input_names: Sequence[str] | None,
     output_names: Sequence[str],
 ) -> Any:
-    names = list(input_names or ["input" if i == 0 else f"input_{i}" for i in range(len(inputs))])
     batch = torch.export.Dim("batch") if dynamic_batch else None
     shapes = tuple({0: batch} for _ in inputs) if dynamic_batch else None
     if dynamic_batch:  # a batch of one would be taken for a constant
@@ -91,22 +88,28 @@ def _export(
                 dynamo=True,
                 dynamic_shapes=shapes,
                 opset_version=opset,
-                input_names=names,
+                input_names=list(input_names or numbered("input", len(inputs))),
                 output_names=list(output_names),
                 verbose=False,
             )
     except Exception as error:  # torch.export raises a dozen types
-        raise ModelError(
-            f"{type(module).__name__} can't be exported to ONNX: {_deepest(error)} Control flow that depends "
-            "on tensor values must become torch.cond or torch.where, or be moved out of the module."
-        ) from error
+        raise export_error(module, error) from error
 
 
-def _deepest(error: BaseException) -> str:
+def export_error(module: nn.Module, error: BaseException) -> ModelError:
+    """What to tell of a module that torch.onnx.export fails on: the first cause, and what mends it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = first_line(error)
-    return text if text.endswith(".") else text + "."
+    return ModelError(
+        f"{type(module).__name__} can't be exported to ONNX: {first_line(error).removesuffix('.')}. "
+        "Control flow that depends on tensor values must become torch.cond or torch.where, or be moved out "
+        "of the module."
+    )
+
+
+def numbered(name: str, count: int) -> list[str]:
+    """``name``, ``name_1``, ``name_2``, ...: so many names of inputs or outputs."""
+    return [name if index == 0 else f"{name}_{index}" for index in range(count)]
 
 
 def _flatten(outputs: Any) -> list[torch.Tensor]:

@@ -24,8 +24,9 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from quantrim.errors import ModelError
+from quantrim.function_modes import function_modes_restored
+from quantrim.modules import in_mode
 from quantrim.runtime import first_line
-from quantrim.torch_modes import function_modes_restored
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -119,18 +120,6 @@ def require_plain(module: nn.Module) -> None:
             raise ModelError(
                 f"{name!r} was made under torch.inference_mode and can't be changed. Build the model outside."
             )
-
-
-@contextmanager
-def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """The module in a mode; the modes of all its submodules return afterwards."""
-    modes = {inner: inner.training for inner in module.modules()}
-    try:
-        module.train(training)
-        yield
-    finally:
-        for inner, mode in modes.items():
-            inner.training = mode
 
 
 @contextmanager

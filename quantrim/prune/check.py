@@ -25,7 +25,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from quantrim.errors import ModelError
-from quantrim.prune.capture import Arguments, call_arguments, in_mode, in_pairs, require_plain
+from quantrim.modules import in_mode
+from quantrim.prune.capture import Arguments, call_arguments, in_pairs, require_plain
 from quantrim.prune.groups import ChannelGraph, ChannelGroup, Frozen, Removal, joined
 from quantrim.prune.surgery import remove, zero
 from quantrim.runtime import first_line

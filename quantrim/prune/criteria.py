@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quantrim.errors import ConfigError, did_you_mean
+from quantrim.modules import in_mode
 from quantrim.prune.groups import ChannelGroup
 from quantrim.prune.walk import Member
 
@@ -142,30 +143,27 @@ def _from_gradients(
 ) -> dict[str, Scores]:
     """Gradient times weight over what reads each unit, in evaluation mode, so that nothing is random."""
     totals = {group.name: np.zeros(group.units) for group in groups}
-    modes = {inner: inner.training for inner in module.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
     parameters = dict(module.named_parameters(remove_duplicate=False))
     count = 0
     try:
-        module.eval()
         for parameter in wanted:
             parameter.requires_grad_(True)
-        for batch in examples.batches:
-            loss = examples.loss(module, batch)
-            gradients = torch.autograd.grad(loss, list(wanted), allow_unused=True)
-            products = {
-                id(p): (p.detach() * g).double().cpu()
-                for p, g in zip(wanted, gradients, strict=True)
-                if g is not None
-            }
-            by_name = {name: products[id(p)] for name, p in parameters.items() if id(p) in products}
-            for group in groups:
-                change = _change(group, by_name)
-                totals[group.name] += 0.5 * change**2 if squared else np.abs(change)
-            count += 1
+        with in_mode(module, training=False):
+            for batch in examples.batches:
+                loss = examples.loss(module, batch)
+                gradients = torch.autograd.grad(loss, list(wanted), allow_unused=True)
+                products = {
+                    id(p): (p.detach() * g).double().cpu()
+                    for p, g in zip(wanted, gradients, strict=True)
+                    if g is not None
+                }
+                by_name = {name: products[id(p)] for name, p in parameters.items() if id(p) in products}
+                for group in groups:
+                    change = _change(group, by_name)
+                    totals[group.name] += 0.5 * change**2 if squared else np.abs(change)
+                count += 1
     finally:
-        for inner, mode in modes.items():
-            inner.training = mode
         for parameter, want in wanted.items():
             parameter.requires_grad_(want)
     if not count:

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from quantrim.errors import ModelError
+from quantrim.modules import in_mode, named_tensors
 from quantrim.prune.groups import ChannelGroup, Removal
 from quantrim.prune.prefix import PrefixGraph
 from quantrim.prune.surgery import remove, zero
@@ -91,23 +92,15 @@ class Probe:
 
 def probe_without_labels(module: nn.Module, inputs: Iterable[Tensor]) -> Probe:
     """Probe that asks how far outputs move from those of the unpruned model."""
-    batches = []
-    modes = {inner: inner.training for inner in module.modules()}
-    try:
-        module.eval()
-        with torch.no_grad():
-            batches = [(batch, first_tensor(module(batch)).clone()) for batch in inputs]
-    finally:
-        for inner, mode in modes.items():
-            inner.training = mode
+    with in_mode(module, training=False), torch.no_grad():
+        batches = [(batch, first_tensor(module(batch)).clone()) for batch in inputs]
     return Probe(tuple(batches), divergence)
 
 
 @contextmanager
 def masked(module: nn.Module, removal: Removal) -> Iterator[None]:
     """The module with positions set to zero; their values return afterwards."""
-    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    tensors |= dict(module.named_buffers(remove_duplicate=False))
+    tensors = named_tensors(module)
     saved = {name: tensors[name].detach().clone() for name in {member.tensor for member in removal}}
     try:
         zero(module, removal)
@@ -129,21 +122,17 @@ def recalibrate_batch_norm(module: nn.Module, batches: Iterable[Tensor]) -> None
     """
     norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
     momenta = {layer: layer.momentum for layer in norms}
-    modes = {inner: inner.training for inner in module.modules()}
     try:
-        module.eval()
-        for layer in norms:
-            layer.reset_running_stats()
-            layer.momentum = None  # cumulative average
-            layer.training = True
-        with torch.no_grad():
+        with in_mode(module, training=False), torch.no_grad():
+            for layer in norms:
+                layer.reset_running_stats()
+                layer.momentum = None  # cumulative average
+                layer.training = True
             for batch in batches:
                 module(batch)
     finally:
         for layer, momentum in momenta.items():
             layer.momentum = momentum
-        for inner, mode in modes.items():
-            inner.training = mode
 
 
 class MaskedEvaluator:

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quantrim.errors import CheckpointError, DataError
 from quantrim.files import atomic_path, read_json, write_json
+from quantrim.modules import named_tensors
 from quantrim.prune.groups import Removal
 from quantrim.prune.surgery import inverse, remove
 from quantrim.prune.walk import Member
@@ -123,9 +124,7 @@ def empty_plan(module: nn.Module) -> PruningPlan:
 
 def tensor_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Sizes of all parameters and buffers by name, tied ones under each name."""
-    named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    named |= dict(module.named_buffers(remove_duplicate=False))
-    return {name: tuple(map(int, value.shape)) for name, value in named.items()}
+    return {name: tuple(map(int, value.shape)) for name, value in named_tensors(module).items()}
 
 
 def save_pruned(module: nn.Module, plan: PruningPlan, directory: str | Path) -> None:

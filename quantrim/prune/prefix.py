@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
+from quantrim.modules import named_tensors
 from quantrim.prune.capture import call_arguments, capture
 
 _OWNED = (InputKind.PARAMETER, InputKind.BUFFER)
@@ -160,8 +161,7 @@ def _owned_tensors(
     module: nn.Module, program: Any, position: dict[Any, int]
 ) -> tuple[dict[Any, Tensor], dict[str, int]]:
     """The module's tensor for each placeholder, and where each is first read, by all of its names."""
-    named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    named |= dict(module.named_buffers(remove_duplicate=False))
+    named = named_tensors(module)
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     owned: dict[Any, Tensor] = {}
     first: dict[int, int] = {}

@@ -22,6 +22,7 @@ from torch import nn
 
 from quantrim.errors import CheckpointError, ConfigError, DataError
 from quantrim.files import read_json, write_json
+from quantrim.modules import in_mode
 from quantrim.prune.criteria import Scores
 from quantrim.prune.evaluate import Losses, MaskedEvaluator, Probe, direct_losses
 from quantrim.prune.groups import ChannelGroup
@@ -160,12 +161,12 @@ class Progress:
     Attributes:
         done: groups measured.
         total: groups to measure.
-        seconds_left: estimate.
+        seconds_left: estimate; None until two results show the pace.
     """
 
     done: int
     total: int
-    seconds_left: float
+    seconds_left: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +186,11 @@ def estimate(job: Job) -> Estimate:
     """Number of evaluations and time before they are done, from one timed batch."""
     count = len(job.groups) * (3 if job.ratios is None else len(job.ratios)) + 1
     first = Probe(job.probe.batches[:1], job.probe.losses)
-    job.module.eval()
-    direct_losses(job.module, first)
-    start = time.perf_counter()
-    direct_losses(job.module, first)
-    once = (time.perf_counter() - start) * job.probe.samples / max(1, first.samples)
+    with in_mode(job.module, training=False):
+        direct_losses(job.module, first)
+        start = time.perf_counter()
+        direct_losses(job.module, first)
+        once = (time.perf_counter() - start) * job.probe.samples / max(1, first.samples)
     return Estimate(count, once * count * 0.5)  # cuts halve the work on average
 
 
@@ -219,23 +220,25 @@ def measure(
     key = fingerprint(job)
     begun = _begun(path, key)
     curves, evaluations = dict(begun.groups), begun.evaluations
-    training = job.module.training
     open_groups = tuple(group for group in job.groups if group.name not in curves)
     start = time.perf_counter()
     baseline = begun.baseline
-    for found in spread(job, open_groups, workers):
-        curves |= found.curves
-        evaluations += found.evaluations
-        baseline = found.baseline
-        elapsed = time.perf_counter() - start
-        result = Sensitivity(dict(curves), baseline, evaluations, begun.seconds + elapsed, key)
-        if path is not None:
-            write_json(path, result.to_json())
-        if on_progress is not None:
+    first: tuple[int, float] | None = None  # groups and seconds of the first result, preparations included
+    with in_mode(job.module, training=False):
+        for found in spread(job, open_groups, workers):
+            curves |= found.curves
+            evaluations += found.evaluations
+            baseline = found.baseline
+            elapsed = time.perf_counter() - start
+            result = Sensitivity(dict(curves), baseline, evaluations, begun.seconds + elapsed, key)
+            if path is not None:
+                write_json(path, result.to_json())
             done = len(curves) - len(begun.groups)
-            left = elapsed / max(1, done) * (len(open_groups) - done)
-            on_progress(Progress(done, len(open_groups), left))
-    job.module.train(training)
+            first = first or (done, elapsed)
+            if on_progress is not None:
+                since = done - first[0]
+                left = (elapsed - first[1]) / since * (len(open_groups) - done) if since else None
+                on_progress(Progress(done, len(open_groups), left))
     ordered = {group.name: curves[group.name] for group in job.groups}
     return Sensitivity(ordered, baseline, evaluations, begun.seconds + time.perf_counter() - start, key)
 

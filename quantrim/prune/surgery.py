@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.optim.swa_utils import AveragedModel
 
 from quantrim.errors import ModelError
+from quantrim.modules import named_tensors
 from quantrim.prune.groups import Removal
 from quantrim.prune.walk import Member
 
@@ -47,7 +48,7 @@ def remove(
     """
     modules = [module, *(one.module if isinstance(one, AveragedModel) else one for one in followers)]
     for one, kept in [(one, _kept(one, removal)) for one in modules]:  # all are checked before one is changed
-        tensors = _tensors(one)
+        tensors = named_tensors(one)
         touched = {id(tensors[name]): (tensors[name], dims) for name, dims in kept.items()}
         before = {key: tensor.shape for key, (tensor, _) in touched.items()}
         for tensor, dims in touched.values():
@@ -58,20 +59,15 @@ def remove(
 
 def zero(module: nn.Module, removal: Removal) -> None:
     """Set the positions to zero instead of removing them."""
-    tensors = _tensors(module)
+    tensors = named_tensors(module)
     with torch.no_grad():
         for member, positions in removal.items():
             index = torch.as_tensor(positions, device=tensors[member.tensor].device)
             tensors[member.tensor].index_fill_(member.dim, index, 0.0)
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    named = dict(module.named_parameters(remove_duplicate=False))
-    return named | dict(module.named_buffers(remove_duplicate=False))
-
-
 def _kept(module: nn.Module, removal: Removal) -> dict[str, Kept]:
-    tensors = _tensors(module)
+    tensors = named_tensors(module)
     kept: dict[str, Kept] = {}
     for member, positions in removal.items():
         tensor = tensors.get(member.tensor)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves, tree_map
 
+from quantrim.modules import named_tensors
 from quantrim.prune.capture import Part
 from quantrim.prune.slots import Slots, SlotSpace
 from quantrim.prune.values import Call, Dims, Result, Value
@@ -37,7 +38,7 @@ class Walk:
 
     def __init__(self, module: nn.Module) -> None:
         self.space = SlotSpace()
-        self.tensors = _named_tensors(module)
+        self.tensors = named_tensors(module)
         self.names = _canonical_names(self.tensors)
         self.members: dict[Member, Slots] = {}
         self.outputs_of: list[Slots] = []
@@ -152,11 +153,6 @@ class Walk:
         for value in tree_leaves(results):
             if isinstance(value, Value):
                 self.freeze_value(value, of)
-
-
-def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    named = dict(module.named_parameters(remove_duplicate=False))
-    return named | dict(module.named_buffers(remove_duplicate=False))
 
 
 def _canonical_names(tensors: dict[str, Tensor]) -> dict[str, str]:

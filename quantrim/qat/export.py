@@ -20,6 +20,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from quantrim.errors import ConfigError, ModelError
+from quantrim.export.from_torch import numbered
 from quantrim.export.qdq import WeightCodes, save_model, write_qdq
 from quantrim.files import size_mb
 from quantrim.graph import normalize
@@ -37,7 +38,6 @@ from quantrim.qat.marks import (
     marked_model,
     marks_before_padding,
     multiplied,
-    numbered,
     read_marks,
 )
 from quantrim.ranges import ActivationScale, widen_for_bias
@@ -138,7 +138,7 @@ def export_int8(
     taken = TakeWeights(qat.bank)
     with qat.evaluating(taken):
         count = len(_flatten(qat.module(*args, **kwargs)))
-    names = outputs or [numbered("output", index) for index in range(count)]
+    names = outputs or numbered("output", count)
     with qat.evaluating(Mark()):
         marked = marked_model(qat.module, args, kwargs, dynamic_batch, opset, inputs, names)
     model = normalize(marks_before_padding(marked))

@@ -21,10 +21,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from typing_extensions import override
 
 from quantrim.errors import ModelError
+from quantrim.export.from_torch import export_error, numbered
+from quantrim.function_modes import function_modes_restored
 from quantrim.qat.bank import Visitor
 from quantrim.qat.layout import Read, Site, Write
-from quantrim.runtime import first_line
-from quantrim.torch_modes import function_modes_restored
 
 DOMAIN = "quantrim"
 _LINEAR_NODES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -103,16 +103,13 @@ def marked_model(
                 dynamo=True,
                 dynamic_shapes=(shapes,) if any(batched) else None,
                 opset_version=opset,
-                input_names=list(inputs or [numbered("input", i) for i in range(len(values))]),
+                input_names=list(inputs or numbered("input", len(values))),
                 output_names=list(outputs),
                 custom_translation_table={torch.ops.quantrim.mark.default: lambda x, key: mark_op(x, key=key)},
                 verbose=False,
             )
     except Exception as error:  # torch.export raises a dozen types
-        raise ModelError(
-            f"{type(module).__name__} can't be exported to ONNX: {_deepest(error)} Control flow that depends "
-            "on tensor values must become torch.cond or torch.where, or be moved out of the module."
-        ) from error
+        raise export_error(module, error) from error
     assert program is not None
     return program.model
 
@@ -158,18 +155,6 @@ def _on_cpu(module: nn.Module) -> Iterator[None]:
         module.to(device)
         if channels_last:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def numbered(name: str, index: int) -> str:
-    """``name`` for the first, ``name_1`` for the second."""
-    return name if index == 0 else f"{name}_{index}"
-
-
-def _deepest(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = first_line(error)
-    return text if text.endswith(".") else text + "."
 
 
 def marks_before_padding(model: ir.Model) -> ir.Model:

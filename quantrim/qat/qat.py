@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from quantrim.errors import CheckpointError, DataError, ModelError
+from quantrim.modules import in_mode
 from quantrim.placement import Plan
 from quantrim.qat.bank import BANK_NAME, Bank, Visitor, key_of, prepared_weight
 from quantrim.qat.calibration import Collect, initial_range
@@ -144,16 +145,12 @@ class QAT:
     @contextmanager
     def evaluating(self, visitor: Visitor | None = None) -> Iterator[None]:
         """Evaluation mode without gradients, under a visitor; the modes of all modules return afterwards."""
-        modes = {inner: inner.training for inner in self.module.modules()}
-        self.module.eval()
         self.bank.visitor = visitor
         try:
-            with torch.no_grad():
+            with in_mode(self.module, training=False), torch.no_grad():
                 yield
         finally:
             self.bank.visitor = None
-            for inner, training in modes.items():
-                inner.training = training
 
     def advance(self, iteration: int) -> None:
         """Follow the schedules; call it with the iteration's number before each training step.
@@ -261,18 +258,13 @@ def reached(iteration: int, start: int | None) -> bool:
 
 def _traces(module: nn.Module, examples: Sequence[Arguments]) -> tuple[list[Trace], list[Trace]]:
     """Runs in evaluation and, with BatchNorms still, in training mode."""
-    modes = {inner: inner.training for inner in module.modules()}
     runs: tuple[list[Trace], list[Trace]] = ([], [])
-    try:
-        for training, found in zip((False, True), runs, strict=True):
-            module.train(training)
+    for training, found in zip((False, True), runs, strict=True):
+        with in_mode(module, training):
             for inner in module.modules():
                 if isinstance(inner, nn.modules.batchnorm._NormBase):
                     inner.training = False
             found.extend(trace(module, args, kwargs) for args, kwargs in examples)
-    finally:
-        for inner, mode in modes.items():
-            inner.training = mode
     return runs
 
 

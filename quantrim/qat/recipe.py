@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,8 +31,8 @@ from quantrim.qat.distill import Distillation, Distiller
 from quantrim.qat.export import ExportResult
 from quantrim.qat.qat import QAT
 from quantrim.targets import target_named
+from quantrim.vision.calibration import calibration_pairs
 from quantrim.vision.config import Config, build_data, build_loss, build_optimizer
-from quantrim.vision.data.datasets import VisionData
 from quantrim.vision.evaluate import engine_predictor, evaluate
 from quantrim.vision.runs import Loaded, load, validation, write_deploy
 from quantrim.vision.train import TrainResult, TrainSettings, train
@@ -163,7 +163,7 @@ def train_quantized(
     qat = QAT(
         loaded.model, example, target=recipe.target, config=_scheduled(recipe.config, settings.iterations)
     )
-    qat.calibrate(calibration_batches(config, loaded.data, recipe.samples))
+    qat.calibrate(picture[None] for picture, _ in calibration_pairs(config, recipe.samples))
     metrics["ptq"] = float(judge(qat.module)[key])
     before = copy.deepcopy(qat.module.state_dict())
     result = _train(qat, teacher, config, settings, save_dir, recipe, judge, resume, progress)
@@ -216,14 +216,6 @@ def _scheduled(config: QATConfig, iterations: int) -> QATConfig:
         freeze_ranges_at=settled if config.freeze_ranges_at is None else config.freeze_ranges_at,
         freeze_batch_norm_at=settled if config.freeze_batch_norm_at is None else config.freeze_batch_norm_at,
     )
-
-
-def calibration_batches(config: Config, validated: VisionData, samples: int) -> Iterator[Tensor]:
-    """Training pictures prepared as for validation, one a batch, spread over the set."""
-    data = replace(build_data(config, "train_dataset"), transforms=validated.transforms)
-    count = min(samples, len(data))
-    for number in range(count):
-        yield data[number * len(data) // count][0][None]
 
 
 def _train(

@@ -63,11 +63,6 @@ class Config:
     path: Path
     values: Mapping[str, Any]
 
-    @property
-    def iters(self) -> int:
-        """Training iterations with the configuration's batch size."""
-        return self.iterations()
-
     def iterations(self, batch_size: int | None = None) -> int:
         """Training iterations: ``iters``, or ``epochs`` times the batches of an epoch.
 
@@ -248,7 +243,7 @@ def build_optimizer(
     Raises:
         ConfigError: unknown optimizer or schedule.
     """
-    rate, factor = _schedule(config, config.iters if iterations is None else iterations)
+    rate, factor = _schedule(config, config.iterations() if iterations is None else iterations)
     rate = rate if learning_rate is None else learning_rate
     if not 0 < rate < math.inf:
         raise config.fail("learning rate", f"is {rate}; it must be a number above 0.")

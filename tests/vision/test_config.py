@@ -81,7 +81,7 @@ def test_overrides_reach_into_lists_and_zero_counts():
     config = load_config(
         QUICK, ["iters=5", "train_dataset.transforms.0.target_size=[64, 64]", "optimizer.momentum=0"]
     )
-    assert config.iters == 5
+    assert config.iterations() == 5
     assert config.values["train_dataset"]["transforms"][0]["target_size"] == [64, 64]
     assert config.values["optimizer"]["momentum"] == 0
 
@@ -129,7 +129,7 @@ def test_epochs_are_turned_into_iterations_and_the_schedule_ends_with_them(monke
     path = CONFIGS / "quick_start" / "bisenet_synthetic_disc_256x256.yml"
     config = load_config(path, ["epochs=3", "train_dataset.count=50", "lr_scheduler.warmup_iters=0"])
     assert config.batch_size == 8
-    assert config.iters == 3 * 6
+    assert config.iterations() == 3 * 6
     assert config.iterations(batch_size=5) == 3 * 10
     optimizer, scheduler = build_optimizer(config, torch.nn.Linear(2, 2))
     for _ in range(18):
@@ -138,7 +138,7 @@ def test_epochs_are_turned_into_iterations_and_the_schedule_ends_with_them(monke
         scheduler.step()
     assert optimizer.param_groups[0]["lr"] == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert config.iters == 3 * 3
+    assert config.iterations() == 3 * 3
 
 
 def test_epochs_replace_inherited_iterations_and_both_at_once_are_refused(write):

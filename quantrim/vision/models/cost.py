@@ -11,6 +11,8 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from quantrim.modules import in_mode
+
 
 @dataclass(frozen=True, slots=True)
 class ModelCost:
@@ -44,14 +46,9 @@ def profile(module: nn.Module, input_shape: Sequence[int]) -> ModelCost:
         name: value.detach().to("meta").requires_grad_(value.is_floating_point())
         for name, value in module.named_parameters()
     }
-    modes = {child: child.training for child in module.modules()}
-    try:
-        with FlopCounterMode(display=False) as counter:
-            image = torch.empty(tuple(input_shape), device="meta")
-            outputs = functional_call(module.eval(), weights | buffers, (image,))
-    finally:
-        for child, training in modes.items():
-            child.training = training
+    with in_mode(module, training=False), FlopCounterMode(display=False) as counter:
+        image = torch.empty(tuple(input_shape), device="meta")
+        outputs = functional_call(module, weights | buffers, (image,))
     used = _used(outputs, weights)
     sizes = {name: value.numel() for name, value in module.named_parameters()}
     deployed = sum(size for name, size in sizes.items() if name in used)
