@@ -15,6 +15,9 @@ from quantrim.cli.calibration import (
     FitOption,
     MeanOption,
     StdOption,
+    carried,
+    chosen_deploy,
+    prepared_by,
     preprocess_of,
     samples_of,
 )
@@ -65,6 +68,8 @@ def ptq(
     from quantrim.post_training import ptq as run
 
     console = console_for(json_target)
+    deploy = chosen_deploy([model], deploy, mean, std, fit)
+    preprocess = preprocess_of([model], deploy, mean, std, fit)
     with _progress() as progress:
         task = progress.add_task("calibrating", total=samples)
         result = run(
@@ -83,7 +88,7 @@ def ptq(
             overrides=[_override(text) for text in override or ()],  # type: ignore[misc]
             refinements=() if refine == "none" else parse_words(refine),  # type: ignore[arg-type]
             reduce_range=reduce_range,
-            preprocess=preprocess_of([model], deploy, mean, std, fit),
+            preprocess=preprocess,
             input_shape=parse_shape(input_shape),
             engines=engine or None,  # type: ignore[arg-type]
             threads=threads,
@@ -91,6 +96,9 @@ def ptq(
         )
         progress.update(task, total=result.samples)
     show(console, result)
+    console.print(prepared_by(data, deploy, preprocess), markup=False)
+    if deploy is not None and (told := carried(model, deploy, output)):
+        console.print(told, markup=False)
     emit_json(result.to_json(), json_target)
 
 
