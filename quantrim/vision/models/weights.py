@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import struct
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ _UNREADABLE = (
     pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError,
     AttributeError, struct.error,
 )  # fmt: skip
+#: What DDP and torch's AveragedModel put before every name.
+_WRAPPER = "module."
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             "state_dict" or "model". Names lose the "module." that DDP puts before them.
 
     Returns:
-        Tensors on the CPU by name.
+        Tensors on the CPU by name. As in ``module.state_dict()`` the attribute ``_metadata`` notes the version
+        of each module, where the file holds it; safetensors files don't.
 
     Raises:
         CheckpointError: the file is missing, unreadable, or holds something else.
@@ -118,7 +122,25 @@ def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: entry {wrong[0]!r} is not a tensor. Save model.state_dict() alone, or under 'state_dict'."
         )
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    tensors = {str(name).removeprefix(_WRAPPER): value for name, value in content.items()}
+    return _with_versions(tensors, _versions(content))
+
+
+def _versions(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The notes that torch keeps with a state dict, by module, under the names that the tensors get."""
+    notes = getattr(state, "_metadata", None)
+    if not isinstance(notes, Mapping):
+        return None
+    # The wrapper's own note stands under "" and comes first; that of the model in it takes its place.
+    return {f"{name}.".removeprefix(_WRAPPER).removesuffix("."): note for name, note in notes.items()}
+
+
+def _with_versions(tensors: Mapping[str, Tensor], versions: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """A state dict as modules expect it: some, as torchvision's MNASNet, refuse one without their version."""
+    state = OrderedDict(tensors)
+    if versions is not None:
+        state._metadata = versions  # type: ignore[attr-defined]
+    return state
 
 
 def load_state(
@@ -128,7 +150,8 @@ def load_state(
 
     Args:
         module: the model; changed in place, or not at all when an error is raised.
-        state: tensors by name.
+        state: tensors by name. Where it holds no versions (``_metadata``), it counts as written by modules of
+            today's.
         source: where they come from, for the messages.
         strict: every name and shape must fit; else what fits is loaded and the rest is told by a warning.
 
@@ -152,10 +175,21 @@ def load_state(
             f"{source}: does not fit {type(module).__name__}: {report}. Build the model with the arguments "
             "(num_classes, ...) that it was trained with."
         )
-    module.load_state_dict(fitting, strict=False)
+    versions = getattr(state, "_metadata", None)
+    _copy_into(module, _with_versions(fitting, versions or own._metadata), source)  # type: ignore[attr-defined]
     if not report.complete:
         warnings.warn(f"{source} fits {type(module).__name__} in part: {report}", stacklevel=2)
     return report
+
+
+def _copy_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    try:
+        module.load_state_dict(state, strict=False)
+    except (RuntimeError, ValueError) as error:  # of a module that reads its version
+        raise CheckpointError(
+            f"{source}: {type(module).__name__} refuses it: {' '.join(str(error).split())}. Give weights that "
+            "this version of the model wrote."
+        ) from error
 
 
 def _report(

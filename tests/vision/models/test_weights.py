@@ -1,13 +1,17 @@
 """Weight files: what loads, what is refused, and what the message says."""
 
 import pickle
+import warnings
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torchvision.models import mnasnet0_5
 
 from quantrim.errors import CheckpointError
+from quantrim.vision.checkpoint import save_weights
 from quantrim.vision.models import BiSeNetV2, load_weights, read_state
 
 
@@ -29,6 +33,65 @@ def test_a_state_dict_loads_from_every_usual_form(form, tmp_path):
     report = load_weights(target, path)
     assert report.complete
     assert all(torch.equal(value, state[name]) for name, value in target.state_dict().items())
+
+
+class Versioned(nn.Module):
+    """A layer whose weights meant their square root before version 3, as it tells by its version."""
+
+    _version = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((2,), 4.0))
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+        version = local_metadata.get("version")
+        if version not in (1, 2, 3):
+            raise ValueError(f"version should be 1, 2 or 3, not {version}")
+        if version < 3:
+            state_dict[f"{prefix}weight"] = state_dict[f"{prefix}weight"] ** 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def versioned(version: int = 3) -> nn.Module:
+    model = nn.Sequential(Versioned(), nn.BatchNorm2d(2))
+    model[0]._version = version
+    return model
+
+
+@pytest.mark.parametrize("wrapper", ["none", "state_dict", "DataParallel", "AveragedModel", "trainer"])
+def test_modules_learn_the_version_that_wrote_a_file(wrapper, tmp_path):
+    path = tmp_path / "old.pth"
+    source = versioned(2)
+    if wrapper == "trainer":
+        save_weights(source, path)
+    elif wrapper == "state_dict":
+        torch.save({"state_dict": source.state_dict(), "epoch": 3}, path)
+    else:
+        wrap = {"DataParallel": nn.DataParallel, "AveragedModel": AveragedModel}.get(wrapper, lambda m: m)
+        torch.save(wrap(source).state_dict(), path)
+    target = versioned()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # AveragedModel counts its updates in an entry of its own
+        load_weights(target, path, strict=wrapper != "AveragedModel")
+    assert target[0].weight.tolist() == [16.0, 16.0]
+
+
+def test_a_network_that_insists_on_its_version_loads_from_any_file(tmp_path):
+    source, target = mnasnet0_5(num_classes=2), mnasnet0_5(num_classes=2)
+    save_weights(source, tmp_path / "model.pth")
+    save_file(source.state_dict(), tmp_path / "model.safetensors")  # a format without versions
+    for name in ("model.pth", "model.safetensors"):
+        with torch.no_grad():
+            target.layers[0].weight.zero_()
+        assert load_weights(target, tmp_path / name).complete
+        assert torch.equal(target.layers[0].weight, source.layers[0].weight)
+
+
+def test_a_version_that_the_network_does_not_know_is_one_clear_error(tmp_path):
+    torch.save(versioned(4).state_dict(), tmp_path / "new.pth")
+    with pytest.raises(CheckpointError, match=r"Sequential refuses it: version should be 1, 2 or 3, not 4\."):
+        load_weights(versioned(), tmp_path / "new.pth")
 
 
 def test_a_strict_load_that_does_not_fit_names_the_shapes_and_changes_nothing(tmp_path):
