@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from quantrim.errors import ConfigError, did_you_mean
 from quantrim.files import atomic_path
-from quantrim.post_training import PtqResult, ptq, ranges_path
+from quantrim.post_training import PtqResult, ptq
+from quantrim.quantized import ranges_path
 from quantrim.ranges import Algo
 
 if TYPE_CHECKING:

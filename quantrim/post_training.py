@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -17,35 +17,26 @@ import onnx_ir as ir
 from quantrim.calibrate import (
     IMAGENET,
     Preprocess,
-    activation_scales,
     calibration_feeds,
     collect,
-    tensor_ranges,
 )
 from quantrim.engines import EngineName, Port
 from quantrim.engines.base import fill_shape
 from quantrim.engines.trial import EngineResult, ask
 from quantrim.errors import ConfigError, DataError, ModelError
-from quantrim.export.qdq import WeightCodes, save_model, write_qdq
-from quantrim.files import require_onnx_output, size_mb, write_json
-from quantrim.graph import Graph, graph_from_onnx, normalize, prove_equal, read_onnx
-from quantrim.graph.from_onnx import constant
-from quantrim.graph.normalize import run_batches
+from quantrim.files import require_onnx_output, size_mb
+from quantrim.graph import graph_from_onnx, normalize, prove_equal, read_onnx
 from quantrim.machine import describe_machine
 from quantrim.placement import Plan, Selection, place
 from quantrim.ptq_options import check_choices, check_overrides, check_refinements, engines_of
+from quantrim.quantized import Quantized, decide, output_noise, refine, save_quantized
 from quantrim.ranges import (
-    ActivationScale,
     Algo,
-    Range,
     Sketch,
     WeightAlgo,
-    quantize_weight,
-    weight_scales,
-    widen_for_bias,
 )
 from quantrim.ranges.estimators import HIST_PERCENT
-from quantrim.refine import REFINEMENTS, Refinement, equalize, noise, refine_weights
+from quantrim.refine import REFINEMENTS, Refinement, equalize
 from quantrim.runtime import numpy_dtype
 from quantrim.targets import Target, target_named
 
@@ -59,27 +50,6 @@ MICRO_BATCH = 2
 _KEPT = 32
 
 Source = "str | Path | torch.nn.Module"
-
-
-@dataclass(frozen=True, slots=True)
-class Quantized:
-    """A model with everything that was decided about it, before it becomes a file.
-
-    Attributes:
-        model: normalised float model; refinement may have changed its weights.
-        graph: its view.
-        plan: where quantizers stand.
-        ranges: range of every quantized tensor.
-        activations: scale of every quantized tensor.
-        weights: codes of every quantized constant, by node.
-    """
-
-    model: ir.Model
-    graph: Graph
-    plan: Plan
-    ranges: Mapping[str, Range]
-    activations: Mapping[str, ActivationScale]
-    weights: Mapping[str, WeightCodes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,27 +94,11 @@ class PtqResult:
             "normalization_error": self.normalization_error,
         }
         if first is not None:
-            value |= _engine_json(first)
-        value["engines"] = [_engine_json(result) for result in self.engines]
+            value |= first.to_json()
+        value["engines"] = [result.to_json() for result in self.engines]
         value["histograms"] = list(self.histograms)
         value["machine"] = describe_machine().to_json()
         return value
-
-
-def _engine_json(result: EngineResult) -> dict[str, Any]:
-    times = result.times
-    return {
-        "headline": result.headline,
-        "verdict": result.verdict.to_json(),
-        "latency_ms": {
-            "fp32": times.fp32.median,
-            "bf16": times.bf16.median if times.bf16 else None,
-            "int8": times.int8.median,
-        },
-        "speedup": times.speedup,
-        "fastest": times.fastest,
-        "agreement": [asdict(one) for one in result.agreement],
-    }
 
 
 def ptq(
@@ -228,15 +182,7 @@ def ptq(
             refinements=refinements,
             reduce_range=reduce_range,
         )
-        int8 = write_qdq(
-            quantized.model,
-            quantized.plan,
-            quantized.activations,
-            quantized.weights,
-            int32_bias=rules.bias == "int32",
-        )
-        save_model(int8, output)
-        write_json(ranges_path(output), ranges_json(quantized))
+        save_quantized(quantized, rules, output)
         seconds = time.perf_counter() - start
         results = tuple(
             ask(engine, path, Path(output), quantized.graph, quantized.plan.float_nodes, kept, threads)
@@ -295,70 +241,37 @@ def quantize(
     if not plan.weights:
         raise ModelError("no layer of this model can be quantized. " + _why_nothing(plan))
     check_overrides(plan, overrides)
-    estimator = partial(tensor_ranges, plan, algo=algo, hist_percent=hist_percent, overrides=overrides)
-    rounding = partial(
-        weight_codes, plan=plan, algo=weight_algo, per_channel=per_channel, levels=63 if reduce_range else 127
+    chosen = partial(
+        decide,
+        graph=graph,
+        plan=plan,
+        algo=algo,
+        hist_percent=hist_percent,
+        overrides=overrides,
+        weight_algo=weight_algo,
+        per_channel=per_channel,
+        levels=63 if reduce_range else 127,
     )
-
-    def decide(current: ir.Model, sketches: Mapping[str, Sketch]) -> Quantized:
-        ranges = estimator(sketches=sketches)
-        activations = activation_scales(plan, ranges)
-        return Quantized(current, graph, plan, ranges, activations, rounding(current, activations=activations))
-
     kept_refinements: list[str] = []
     if "equalize" in refinements:
-        plain, equal = (decide(m, collect(m, plan.groups, kept)) for m in (model, equalize(model, graph)))
-        if _noise(equal, kept) < _noise(plain, kept):
+        plain, equal = (chosen(m, collect(m, plan.groups, kept)) for m in (model, equalize(model, graph)))
+        if output_noise(equal, kept) < output_noise(plain, kept):
             model = equal.model
             kept_refinements.append("equalize")
     sketches = collect(model, plan.groups, feeds)
-    quantized = decide(model, sketches)
+    quantized = chosen(model, sketches)
     wanted: list[Refinement] = [name for name in REFINEMENTS[1:] if name in refinements]
     if wanted:
-        refined = replace(
-            quantized,
-            weights=refine_weights(model, graph, plan, quantized.activations, quantized.weights, kept, wanted),
-        )
-        if _noise(refined, kept) < _noise(quantized, kept):
+        refined = refine(quantized, kept, wanted)
+        if output_noise(refined, kept) < output_noise(quantized, kept):
             quantized = refined
             kept_refinements += wanted
     return quantized, sketches, tuple(kept_refinements)
 
 
-def _noise(quantized: Quantized, feeds: Sequence[Mapping[str, np.ndarray]]) -> float:
-    """Relative squared error at the outputs, measured on a few batches."""
-    expected = list(run_batches(quantized.model, feeds))
-    return noise(quantized.model, quantized.plan, quantized.activations, quantized.weights, feeds, expected)
-
-
 def _why_nothing(plan: Plan) -> str:
     reasons = sorted(set(plan.float_nodes.values()))
     return "Reasons: " + "; ".join(reasons) + "." if reasons else "It has no convolution or linear layer."
-
-
-def weight_codes(
-    model: ir.Model,
-    plan: Plan,
-    activations: Mapping[str, ActivationScale],
-    *,
-    algo: WeightAlgo = "abs_max",
-    per_channel: bool = True,
-    levels: int = 127,
-) -> dict[str, WeightCodes]:
-    """Round every weight of a plan to the nearest code; scales leave room for int32 sums."""
-    codes = {}
-    for node, quantizer in plan.weights.items():
-        weight = constant(model, quantizer.tensor)
-        bias = constant(model, quantizer.bias) if quantizer.bias else None
-        axis = quantizer.axis if per_channel else None
-        scales = weight_scales(weight, axis, algo, levels)
-        if not np.isfinite(scales).all():
-            raise ModelError(f"node {node!r}: weight {quantizer.tensor!r} holds NaN or infinite values.")
-        source = activations[quantizer.source].scale
-        if scales.size == 1 or bias is None or bias.size == scales.size:
-            scales = widen_for_bias(scales, source, bias, weight, quantizer.axis)
-        codes[node] = WeightCodes(quantize_weight(weight, scales, axis, levels), scales, axis)
-    return codes
 
 
 def as_onnx(
@@ -443,28 +356,6 @@ class _Counted:
             yield feed
             if self.on_batch is not None:
                 self.on_batch(size)
-
-
-def ranges_path(output: str | Path) -> Path:
-    """Where the ranges of an INT8 file are written."""
-    return Path(output).with_suffix(".ranges.json")
-
-
-def ranges_json(quantized: Quantized) -> dict[str, Any]:
-    """Ranges, scales and plan as plain JSON."""
-    return {
-        "plan": quantized.plan.to_json(),
-        "tensors": {
-            tensor: {
-                "low": quantized.ranges[tensor].low,
-                "high": quantized.ranges[tensor].high,
-                "scale": scale.scale,
-                "zero_point": scale.zero_point,
-                "dtype": "int8" if scale.signed else "uint8",
-            }
-            for tensor, scale in quantized.activations.items()
-        },
-    }
 
 
 def histograms(

@@ -13,7 +13,8 @@ from quantrim.errors import ConfigError, ModelError, QuantrimError
 from quantrim.export.from_torch import export_onnx
 from quantrim.graph import read_onnx
 from quantrim.inspection import inspect
-from quantrim.post_training import ptq, ranges_path
+from quantrim.post_training import ptq
+from quantrim.quantized import ranges_path
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import typer
 from quantrim.cli import (
     bench,
     binarize,
+    compress,
     demo,
     doctor,
     evaluate,
@@ -50,6 +51,7 @@ app.command("ptq")(ptq.ptq)
 app.command("qat")(qat.qat)
 app.command("quant")(quant.quant)
 app.command("prune")(prune.prune)
+app.command("compress")(compress.compress)
 app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
 app.command("report")(report.report)

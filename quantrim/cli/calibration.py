@@ -35,6 +35,11 @@ StdOption = Annotated[str | None, typer.Option(help="Std per channel; ImageNet's
 FitOption = Annotated[str | None, typer.Option(help="crop (default) or stretch.")]
 
 
+def is_config(data: Path) -> bool:
+    """Whether ``--data`` names a YAML configuration."""
+    return data.suffix in _CONFIGS
+
+
 def samples_of(data: Path, count: int) -> Any:
     """What ``--data`` names: the path itself, or the training pictures of a configuration.
 
@@ -42,7 +47,7 @@ def samples_of(data: Path, count: int) -> Any:
         data: image folder, list file, .npy or .npz, or a YAML configuration.
         count: pictures to take of a configuration's set.
     """
-    if data.suffix not in _CONFIGS:
+    if not is_config(data):
         return data
     from quantrim.vision.calibration import calibration_pairs
     from quantrim.vision.config import load_config
@@ -115,8 +120,8 @@ def prepared_by(data: Path, deploy: Path | None, preprocess: Preprocess | Callab
 
     if data.suffix in _ARRAYS:
         return f"Arrays of {data} were taken as they are."
-    if data.suffix in _CONFIGS or not isinstance(preprocess, Preprocess):
-        return f"Images were prepared as {data if data.suffix in _CONFIGS else deploy} says."
+    if is_config(data) or not isinstance(preprocess, Preprocess):
+        return f"Images were prepared as {data if is_config(data) else deploy} says."
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
     whose = "ImageNet's default" if preprocess == IMAGENET else "as given"
     return f"Images were prepared with mean {mean}, std {std}, {preprocess.fit} ({whose})."

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,22 @@ class EngineResult:
     times: Race
     agreement: tuple[Agreement, ...]
     headline: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract's keys."""
+        times = self.times
+        return {
+            "headline": self.headline,
+            "verdict": self.verdict.to_json(),
+            "latency_ms": {
+                "fp32": times.fp32.median,
+                "bf16": times.bf16.median if times.bf16 else None,
+                "int8": times.int8.median,
+            },
+            "speedup": times.speedup,
+            "fastest": times.fastest,
+            "agreement": [asdict(one) for one in self.agreement],
+        }
 
 
 def ask(

@@ -81,7 +81,7 @@ def judge(graph: Graph, runs: Sequence[LayerRun], engine: EngineName, planned: M
     total = sum(work.values()) or 1
     fallbacks = []
     for node in linear:
-        run = _run_of(graph, node, by_name)
+        run = run_of(graph, node, by_name)
         if run is None or run.precision != "int8":
             reason = planned.get(node.name) or _reason(run, engine)
             fallbacks.append(Fallback(node.name, node.kind, reason, work[node.name] / total))
@@ -96,7 +96,7 @@ def judge(graph: Graph, runs: Sequence[LayerRun], engine: EngineName, planned: M
     )
 
 
-def _run_of(graph: Graph, node: Node, by_name: Mapping[str, LayerRun]) -> LayerRun | None:
+def run_of(graph: Graph, node: Node, by_name: Mapping[str, LayerRun]) -> LayerRun | None:
     """The engine's layer for a node: by its name, its result, or what is fused behind it."""
     candidates = [node.name, *node.outputs]
     tensor = node.output

@@ -33,10 +33,12 @@ class Selection:
     Attributes:
         skip: globs on node names; a matching node stays float.
         op_types: canonical ops that may run INT8; None for all that the target knows.
+        float_nodes: names of nodes that a search for accuracy keeps float.
     """
 
     skip: tuple[str, ...] = ()
     op_types: frozenset[str] | None = None
+    float_nodes: frozenset[str] = frozenset()
 
     def refuses(self, node: Node) -> str | None:
         """Why the user keeps this node float, or None."""
@@ -45,6 +47,8 @@ class Selection:
                 return f"skipped by {glob!r}"
         if self.op_types is not None and node.op not in self.op_types:
             return "op type not selected"
+        if node.name in self.float_nodes:
+            return "kept float for accuracy"
         return None
 
 

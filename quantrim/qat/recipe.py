@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,24 +110,12 @@ class QatRun:
             "size_mb": dict(self.size_mb),
             "seconds": round(self.seconds, 3),
         }
-        engines = [_engine_json(result) for result in self.engines]
+        engines = [result.to_json() for result in self.engines]
         return (
             value
             | (engines[0] if engines else {})
             | {"engines": engines, "machine": describe_machine().to_json()}
         )
-
-
-def _engine_json(result: EngineResult) -> dict[str, Any]:
-    times = result.times
-    bf16 = times.bf16.median if times.bf16 else None
-    return {
-        "headline": result.headline,
-        "verdict": result.verdict.to_json(),
-        "latency_ms": {"fp32": times.fp32.median, "bf16": bf16, "int8": times.int8.median},
-        "speedup": times.speedup,
-        "agreement": [asdict(one) for one in result.agreement],
-    }
 
 
 def train_quantized(

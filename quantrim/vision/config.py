@@ -10,7 +10,7 @@ import copy
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,13 +24,13 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from quantrim.errors import ConfigError, did_you_mean
 from quantrim.vision import losses
-from quantrim.vision.data.build import build_data
+from quantrim.vision.data.build import build_data, check_keys
 from quantrim.vision.data.datasets import batches_per_epoch
 from quantrim.vision.data.sample import Transform
 from quantrim.vision.data.transforms import transform_named
 from quantrim.vision.models import model_from_spec
-from quantrim.vision.schedules import cosine, piecewise, polynomial, warmed
-from quantrim.vision.schema import fault
+from quantrim.vision.schedules import Factor, cosine, piecewise, polynomial, warmed
+from quantrim.vision.schema import Cosine, Polynomial, Schedule, Stairs, Steps, fault, schedule_of
 from quantrim.vision.train import LossFunction
 
 __all__ = ["Config", "build_data", "build_loss", "build_model", "build_optimizer", "export_transforms",
@@ -112,11 +112,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"{path}: key {key!r} is missing.")
     if ("iters" in values) == ("epochs" in values):
         raise ConfigError(f"{path}: give either 'iters' or 'epochs'.")
-    if "lr_scheduler" not in values and "learning_rate" not in values:
+    if values.get("lr_scheduler") is None and values.get("learning_rate") is None:
         raise ConfigError(f"{path}: neither 'lr_scheduler' nor 'learning_rate' is given.")
     config = Config(path, values)
     if wrong := fault(values):
         raise config.fail(*wrong)
+    for key in ("train_dataset", "val_dataset"):
+        check_keys(config, key)
     return config
 
 
@@ -202,8 +204,10 @@ def _place(values: Any, key: str, text: str) -> Any:
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
     """Model of the configuration; the data set's number of classes is used where it names none."""
-    spec = {"num_classes": num_classes, **config.values["model"]}
-    return model_from_spec(spec)
+    try:
+        return model_from_spec({"num_classes": num_classes, **config.values["model"]})
+    except ConfigError as error:
+        raise config.fail("model", str(error)) from error
 
 
 def build_loss(config: Config, ignore_index: int) -> LossFunction:
@@ -222,17 +226,32 @@ def build_loss(config: Config, ignore_index: int) -> LossFunction:
 def _loss(config: Config, entry: Mapping[str, Any], ignore_index: int) -> losses.Loss:
     kind = str(entry.get("type"))
     if kind == "MixedLoss":
-        parts = [_loss(config, part, ignore_index) for part in entry["losses"]]
-        return losses.mixed(list(zip(parts, map(float, entry["coef"]), strict=True)))
+        return _mixed(config, entry, ignore_index)
     if kind not in LOSSES:
         raise config.fail("loss.types", f"unknown loss {kind!r}{did_you_mean(kind, [*LOSSES, 'MixedLoss'])}")
-    arguments = {key: value for key, value in entry.items() if key not in ("type", "coef")}
+    arguments = {key: value for key, value in entry.items() if key != "type"}
     if arguments.pop("ignore_index", ignore_index) != ignore_index:
         raise config.fail("loss.types", f"{kind}: ignore_index differs from the data set's {ignore_index}.")
-    legal = inspect.signature(LOSSES[kind]).parameters.keys() - {"logits", "labels"}
-    for name in arguments.keys() - legal:
-        raise config.fail("loss.types", f"{kind} has no argument {name!r}{did_you_mean(name, legal)}")
+    _check_arguments(
+        config, kind, arguments, inspect.signature(LOSSES[kind]).parameters.keys() - {"logits", "labels"}
+    )
     return partial(LOSSES[kind], ignore_index=ignore_index, **arguments)
+
+
+def _mixed(config: Config, entry: Mapping[str, Any], ignore_index: int) -> losses.Loss:
+    _check_arguments(config, "MixedLoss", entry, {"type", "losses", "coef"})
+    parts, coef = list(entry.get("losses", ())), list(entry.get("coef", ()))
+    if not parts or len(parts) != len(coef):
+        raise config.fail("loss.types", f"MixedLoss has {len(parts)} losses, {len(coef)} coefficients (coef); "
+                          "give one of each.")  # fmt: skip
+    built = [_loss(config, part, ignore_index) for part in parts]
+    return losses.mixed(list(zip(built, map(float, coef), strict=True)))
+
+
+def _check_arguments(config: Config, kind: str, given: Iterable[str], legal: Collection[str]) -> None:
+    for name in given:
+        if name not in legal:
+            raise config.fail("loss.types", f"{kind} has no argument {name!r}{did_you_mean(name, legal)}")
 
 
 def build_optimizer(
@@ -261,34 +280,46 @@ def build_optimizer(
     return optimizer, LambdaLR(optimizer, factor)
 
 
-def _schedule(config: Config, iterations: int) -> tuple[float, Callable[[int], float]]:
-    """Base rate and its factor, from ``lr_scheduler`` or the older ``learning_rate: {value, decay}``."""
-    spec = config.values.get("lr_scheduler")
-    if spec is None:
-        old = config.values["learning_rate"]
-        decay = dict(old.get("decay") or {"type": "poly", "power": 0.0})
-        names = {"poly": "PolynomialDecay", "piecewise": "PiecewiseDecay", "cosine": "CosineAnnealingDecay"}
-        spec = {**decay, "type": names.get(decay.get("type", "poly"), decay.get("type")),
-                "learning_rate": old["value"]}  # fmt: skip
-    kind, rate, warmup = str(spec.get("type")), float(spec["learning_rate"]), int(spec.get("warmup_iters", 0))
-    if kind == "PolynomialDecay":
-        end = float(spec.get("end_lr", 0.0)) / rate
-        return rate, polynomial(iterations, power=float(spec.get("power", 0.9)), end=end, warmup=warmup)
-    if kind in ("CosineAnnealingDecay", "Cosine"):
-        return rate, cosine(iterations, warmup=warmup)
-    if kind == "PiecewiseDecay":
-        values = [float(v) / rate for v in spec["values"]]
-        return rate, warmed(piecewise([int(b) for b in spec["boundaries"]], values), warmup)
-    if kind == "StepDecay":
-        step, gamma = int(spec["step_size"]), float(spec.get("gamma", 0.1))
-        return rate, warmed(lambda iteration: gamma ** (iteration // step), warmup)
-    legal = ("PolynomialDecay", "CosineAnnealingDecay", "PiecewiseDecay", "StepDecay")
-    raise config.fail("lr_scheduler.type", f"unknown {kind!r}{did_you_mean(kind, legal)}")
+def _schedule(config: Config, iterations: int) -> tuple[float, Factor]:
+    """Base rate, and its factor by iteration with the warm-up."""
+    spec = schedule_of(config.values)
+    factor, start = _factor(config, spec, iterations), spec.warmup_start_lr / spec.learning_rate
+    if start == 0:
+        return spec.learning_rate, factor
+    return (
+        spec.learning_rate,
+        lambda step: start + (1 - start) * factor(step) if step < spec.warmup_iters else factor(step),
+    )
+
+
+def _factor(config: Config, spec: Schedule, iterations: int) -> Factor:
+    rate, warmup = spec.learning_rate, spec.warmup_iters
+    match spec:
+        case Polynomial():
+            length = iterations if spec.decay_steps is None else warmup + spec.decay_steps
+            return polynomial(length, power=spec.power, end=spec.end_lr / rate, warmup=warmup)
+        case Cosine():
+            length = iterations if spec.T_max is None else warmup + spec.T_max
+            return cosine(length, end=spec.eta_min / rate, warmup=warmup)
+        case Steps():
+            if len(spec.values) != len(spec.boundaries) + 1:
+                counts = f"{len(spec.values)} values, {len(spec.boundaries)} boundaries"
+                raise config.fail(
+                    "lr_scheduler", f"{counts}; PiecewiseDecay takes one value more than boundaries."
+                )
+            return warmed(piecewise(spec.boundaries, [value / rate for value in spec.values]), warmup)
+        case Stairs():
+            step, gamma = spec.step_size, spec.gamma
+            return warmed(lambda iteration: gamma ** (iteration // step), warmup)
 
 
 def export_transforms(config: Config) -> tuple[list[Mapping[str, Any]], tuple[Transform, ...]]:
     """Preprocessing at deployment: ``export.transforms``, else what validation does, as YAML and objects."""
-    specs = (config.values.get("export") or {}).get("transforms")
+    specs, where = (config.values.get("export") or {}).get("transforms"), "export"
     if specs is None:
-        specs = (config.values.get("val_dataset") or config.values["train_dataset"]).get("transforms", [])
-    return list(specs), tuple(transform_named(dict(spec)) for spec in specs)
+        where = "val_dataset" if config.values.get("val_dataset") else "train_dataset"
+        specs = config.values[where].get("transforms", [])
+    try:
+        return list(specs), tuple(transform_named(dict(spec)) for spec in specs)
+    except ConfigError as error:
+        raise config.fail(where, str(error)) from error

@@ -12,7 +12,8 @@ from quantrim.graph import graph_from_onnx, normalize, prove_equal, random_feed,
 from quantrim.graph.from_onnx import constant
 from quantrim.graph.normalize import run_model
 from quantrim.placement import place
-from quantrim.post_training import input_ports, weight_codes
+from quantrim.post_training import input_ports
+from quantrim.quantized import weight_codes
 from quantrim.refine import equalize, noise, refine_weights
 from quantrim.refine.adaround import adaptive_rounding
 from quantrim.refine.bias import correct_bias

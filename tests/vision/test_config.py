@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from quantrim.errors import ConfigError, DataError
-from quantrim.vision.config import build_data, build_loss, build_model, build_optimizer, load_config
+from quantrim.vision.config import (
+    build_data,
+    build_loss,
+    build_model,
+    build_optimizer,
+    export_transforms,
+    load_config,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUICK = CONFIGS / "quick_start" / "bisenet_optic_disc_512x512_1k.yml"
@@ -152,3 +159,83 @@ def test_an_unknown_argument_of_a_loss_gets_a_suggestion():
     config = load_config(QUICK, ["loss.types.0.wieght=[1, 2]"])
     with pytest.raises(ConfigError, match="did you mean 'weight'"):
         build_loss(config, 255)
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        ("{type: CrossEntropyLoss, coef: 3}", "CrossEntropyLoss has no argument 'coef'"),
+        ("{type: MixedLoss, losses: [{type: DiceLoss}], coeff: [1]}", "'coeff'; did you mean 'coef'?"),
+        ("{type: MixedLoss, losses: [{type: DiceLoss}]}", "1 losses, 0 coefficients"),
+        ("{type: MixedLoss, losses: [{type: DiceLoss}], coef: [1, 2]}", "1 losses, 2 coefficients"),
+        ("{type: MixedLoss, losses: [{type: DiceLoss, smoth: 1}], coef: [1]}", "no argument 'smoth'"),
+    ],
+)
+def test_a_loss_that_is_put_together_wrongly_is_told_with_the_file(loss, words):
+    config = load_config(QUICK, [f"loss.types=[{loss}]"])
+    with pytest.raises(ConfigError) as caught:
+        build_loss(config, 255)
+    assert str(caught.value).startswith(f"{QUICK}: loss.types: ")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            "export={transforms: [{type: Normalize, maen: [1]}]}",
+            "export: transform Normalize: unknown argument 'maen'",
+        ),
+        ("val_dataset.transforms=[{type: Normalise}]", "val_dataset: unknown transform 'Normalise'"),
+    ],
+)
+def test_a_mistake_in_the_transforms_of_deployment_names_the_file_and_the_key(change, words):
+    with pytest.raises(ConfigError) as caught:
+        export_transforms(load_config(QUICK, [change]))
+    assert str(caught.value).startswith(f"{QUICK}: {words}; did you mean")
+
+
+def test_an_unknown_argument_of_a_model_names_the_file_and_the_key():
+    with pytest.raises(ConfigError) as caught:
+        build_model(load_config(QUICK, ["model.lamda=1"]), 2)
+    assert str(caught.value).startswith(f"{QUICK}: model: BiSeNetV2 has no argument 'lamda'")
+
+
+def rates(schedule: str, steps: int) -> list[float]:
+    optimizer, scheduler = build_optimizer(
+        load_config(QUICK, [f"lr_scheduler={schedule}"]), torch.nn.Linear(2, 2)
+    )
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_paddles_own_arguments_of_schedules_are_obeyed():
+    poly = "type: PolynomialDecay, learning_rate: 0.1, power: 1, last_epoch: -1, verbose: false, cycle: false"
+    assert rates(f"{{{poly}, decay_steps: 4, end_lr: 0.02}}", 6) == pytest.approx(
+        [0.1, 0.08, 0.06, 0.04, 0.02, 0.02]
+    )
+    assert rates(f"{{{poly}, decay_steps: 2, warmup_iters: 2, warmup_start_lr: 0.05}}", 5) == pytest.approx(
+        [0.075, 0.1, 0.1, 0.05, 0.0]
+    )
+    cosine = "{type: CosineAnnealingDecay, learning_rate: 0.1, T_max: 2, eta_min: 0.05}"
+    assert rates(cosine, 3) == pytest.approx([0.1, 0.075, 0.05])
+    with pytest.raises(ConfigError, match="2 values, 2 boundaries; PiecewiseDecay takes one value more"):
+        rates("{type: PiecewiseDecay, learning_rate: 0.1, boundaries: [1, 2], values: [0.1, 0.01]}", 1)
+
+
+def test_every_key_that_paddleseg_gives_its_data_sets_is_read(write):
+    own = (
+        "{type: Dataset, dataset_root: data, train_path: data/train.txt, val_path: data/val.txt, "
+        "test_path: data/test.txt, num_classes: 2, img_channels: 3, separator: ' ', ignore_index: 255, "
+        "edge: False, mode: train, transforms: [{type: Normalize}]}"
+    )
+    disc = "{type: OpticDiscSeg, dataset_root: data, mode: val, edge: True, transforms: [{type: Normalize}]}"
+    values = load_config(QUICK, [f"train_dataset={own}", f"val_dataset={disc}"]).values
+    assert values["train_dataset"]["separator"] == " "
+    other = "_base_: base.yml\ntrain_dataset: {_inherited_: False, type: SyntheticOpticDisc, count: 3}\n"
+    write(QUICK.read_text(), "base.yml")
+    assert load_config(write(other)).values["train_dataset"] == {"type": "SyntheticOpticDisc", "count": 3}

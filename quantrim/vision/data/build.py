@@ -49,7 +49,9 @@ class _Wanted:
 
     @property
     def split(self) -> Literal["train", "val"]:
-        """The split of sets that have two."""
+        """The split of sets that have two, of which "test" is the second; ConfigError for another mode."""
+        if self.mode not in ("train", "val", "test"):
+            raise ConfigError(f"mode {self.mode!r}{did_you_mean(self.mode, ('train', 'val', 'test'))}")
         return "train" if self.mode == "train" else "val"
 
     @property
@@ -74,7 +76,7 @@ class _Opened:
 
 
 def _generated(wanted: _Wanted) -> _Opened:
-    train = wanted.mode == "train"
+    train = wanted.split == "train"
     images = OpticDiscImages(
         wanted.number("count", 267 if train else 76),
         wanted.number("size", 256),
@@ -129,18 +131,60 @@ def _cifar10(wanted: _Wanted) -> _Opened:
     return _Opened(cifar10(wanted.root, wanted.split), "classification", 10, CIFAR10)
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A type of data set.
+
+    Attributes:
+        open: from a configuration to pictures.
+        keys: what it knows besides :data:`_KEYS`.
+    """
+
+    open: Callable[[_Wanted], _Opened]
+    keys: frozenset[str] = frozenset()
+
+
+#: Keys of every data set. PaddleSeg's ``edge`` asks for outlines beside the masks, which no model here uses.
+_KEYS = frozenset({"type", "dataset_root", "mode", "transforms", "num_classes", "ignore_index", "edge"})
+_PATHS = frozenset({"train_path", "val_path", "test_path"})
+_GENERATED = frozenset({"count", "size", "seed", "difficulty"})
+#: ``img_channels`` is PaddleSeg's; here a picture has the channels of its file.
+_LISTED = _PATHS | {"separator", "img_channels"}
+
 #: What ``type:`` may say.
-DATASETS: Mapping[str, Callable[[_Wanted], _Opened]] = {
-    "SyntheticOpticDisc": _generated,
-    "OpticDiscSeg": _optic_disc,
-    "Cityscapes": _cityscapes,
-    "PascalVOC": _voc,
-    "Dataset": _listed_masks,
-    "ImageList": _listed_labels,
-    "ImageFolder": _class_folders,
-    "FashionMNIST": _fashion_mnist,
-    "Cifar10": _cifar10,
+DATASETS: Mapping[str, _Kind] = {
+    "SyntheticOpticDisc": _Kind(_generated, _GENERATED),
+    "OpticDiscSeg": _Kind(_optic_disc, frozenset({"separator"})),
+    "Cityscapes": _Kind(_cityscapes),
+    "PascalVOC": _Kind(_voc),
+    "Dataset": _Kind(_listed_masks, _LISTED),
+    "ImageList": _Kind(_listed_labels, _LISTED),
+    "ImageFolder": _Kind(_class_folders, _PATHS),
+    "FashionMNIST": _Kind(_fashion_mnist),
+    "Cifar10": _Kind(_cifar10),
 }
+
+
+def check_keys(config: Config, key: str) -> None:
+    """Refuse keys that a data set of a known type does not know; other faults are left to :func:`build_data`.
+
+    Args:
+        config: the configuration.
+        key: "train_dataset" or "val_dataset"; may be missing.
+
+    Raises:
+        ConfigError: naming the file, the key and the nearest legal one.
+    """
+    spec = config.values.get(key)
+    if not isinstance(spec, Mapping) or (kind := str(spec.get("type"))) not in DATASETS:
+        return
+    legal = _KEYS | DATASETS[kind].keys | {f"{spec.get('mode')}_path" for _ in DATASETS[kind].keys & _PATHS}
+    for name in spec:
+        if name in legal:
+            continue
+        owner = next((other for other, found in DATASETS.items() if name in found.keys), None)
+        hint = f"; it is one of {owner}, and '_inherited_: False' leaves out what a base says."
+        raise config.fail(key, f"unknown key {name!r} of {kind}{hint if owner else did_you_mean(name, legal)}")
 
 
 def build_data(config: Config, key: str = "train_dataset", *, seed: int = 0) -> VisionData:
@@ -156,14 +200,17 @@ def build_data(config: Config, key: str = "train_dataset", *, seed: int = 0) -> 
     kind = str(spec.get("type"))
     if kind not in DATASETS:
         raise config.fail(key, f"unknown data set {kind!r}{did_you_mean(kind, DATASETS)}")
+    check_keys(config, key)
     mode = str(spec.get("mode", "train" if key == "train_dataset" else "val"))
     try:
         transforms = tuple(transform_named(t) for t in spec.get("transforms", ()))
-        opened = DATASETS[kind](_Wanted(Path(str(spec.get("dataset_root", "."))), mode, spec))
+        opened = DATASETS[kind].open(_Wanted(Path(str(spec.get("dataset_root", "."))), mode, spec))
     except ConfigError as error:
         raise config.fail(key, str(error)) from error
-    declared = config.values["model"].get("num_classes")
-    if declared is not None and int(declared) != opened.num_classes:
-        raise config.fail("model.num_classes", f"is {declared}, but {key} has {opened.num_classes} classes.")
+    for where, declared in (("model", config.values["model"]), (key, spec)):
+        given = declared.get("num_classes")
+        if given is not None and int(given) != opened.num_classes:
+            message = f"is {given}, but {key} has {opened.num_classes} classes."
+            raise config.fail(f"{where}.num_classes", message)
     ignore = int(spec.get("ignore_index", 255))
     return VisionData(opened.source, opened.task, opened.num_classes, transforms, seed, ignore, opened.names)

@@ -1,0 +1,167 @@
+"""``quantrim compress``: the fastest file within a drop of accuracy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from quantrim.cli.calibration import (
+    DeployOption,
+    FitOption,
+    MeanOption,
+    StdOption,
+    carried,
+    chosen_deploy,
+    is_config,
+    preprocess_of,
+)
+from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape
+from quantrim.cli.output import JsonOption, console_for, emit_json, warn_of_scatter
+from quantrim.cli.train import SetOption
+from quantrim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from quantrim.compress import Candidate, CompressResult
+    from quantrim.compress.labelled import Training
+    from quantrim.vision.config import Config
+
+
+def compress(
+    model: Annotated[
+        Path,
+        typer.Argument(help=".onnx file, Paddle inference model folder, or .pth weights of --data's model."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help=".onnx file to write.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="YAML configuration, whose labels judge; or image folder, list file, .npy or .npz, judged "
+            "by agreement with FP32."
+        ),
+    ],
+    max_drop: Annotated[
+        float, typer.Option(min=0, max=100, help="Points of accuracy (of 100) that may be lost.")
+    ] = 0.5,
+    engine: Annotated[str, typer.Option(help="openvino or onnxruntime: where everything counts.")] = "openvino",
+    samples: Annotated[int, typer.Option(min=1, help="Pictures that calibrate.")] = 100,
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pictures that judge: all of a validation set, or 200 others, by default."),
+    ] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Glob on node names that stay float.")] = None,
+    iters: Annotated[
+        int, typer.Option(min=0, help="With .pth weights: iterations of each training; 0 trains nothing.")
+    ] = 0,
+    pruning_ratio: Annotated[
+        list[float] | None, typer.Option(help="With --iters: also prune this share of the latency.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of training; each verb's own.")] = None,
+    save_dir: Annotated[Path, typer.Option(help="Where training leaves its checkpoints.")] = Path("output"),
+    deploy: DeployOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    fit: FitOption = None,
+    input_shape: InputShapeOption = None,
+    threads: ThreadsOption = 1,
+    sets: SetOption = None,
+    json_target: JsonOption = None,
+) -> None:
+    """Find the fastest file of MODEL within a drop of accuracy, both measured on the engine."""
+    console = console_for(json_target)
+
+    def tell(candidate: Candidate) -> None:
+        console.print(
+            f"{candidate.name}: {candidate.points:.2f} ({0.0 - candidate.drop:+.2f}), {candidate.size_mb:.2f} MB",
+            markup=False,
+        )
+
+    if is_config(data):
+        from quantrim.compress.labelled import compress_config
+        from quantrim.vision.config import load_config
+
+        config = load_config(data, sets or ())
+        result = compress_config(
+            config,
+            model,
+            output,
+            max_drop=max_drop,
+            engine=engine,  # type: ignore[arg-type]
+            samples=samples,
+            judged=images,
+            skip=skip or (),
+            training=_training(config, iters, pruning_ratio, learning_rate, save_dir),
+            threads=threads,
+            on_candidate=tell,
+        )
+    else:
+        from quantrim.compress import compress as run
+
+        if iters or pruning_ratio or sets or model.suffix == ".pth":
+            raise ConfigError(f"{data} has no labels to train on or judge by; give a configuration as --data.")
+        result = run(
+            model,
+            data,
+            output,
+            max_drop=max_drop,
+            engine=engine,  # type: ignore[arg-type]
+            samples=samples,
+            judged=images or 200,
+            skip=skip or (),
+            preprocess=preprocess_of([model], deploy, mean, std, fit),
+            input_shape=parse_shape(input_shape),
+            threads=threads,
+            on_candidate=tell,
+        )
+        found = chosen_deploy([model], deploy, mean, std, fit)
+        if found is not None and (told := carried(model, found, output)):
+            console.print(told, markup=False)
+    show(console, result)
+    emit_json(result.to_json(), json_target)
+
+
+def _training(
+    config: Config, iters: int, ratios: list[float] | None, learning_rate: float | None, save_dir: Path
+) -> Training | None:
+    """What may be trained; None for nothing."""
+    from quantrim.compress.labelled import Training
+    from quantrim.vision.runs import best_key
+    from quantrim.vision.train import TrainSettings
+
+    if not iters:
+        if ratios:
+            raise ConfigError("--pruning-ratio needs --iters: a pruned model must be trained again.")
+        return None
+    settings = TrainSettings(iters, config.batch_size, max(1, iters // 4), best_key=best_key(config))
+    return Training(settings, tuple(sorted(ratios or ())), learning_rate, save_dir)
+
+
+def show(console: Console, result: CompressResult) -> None:
+    """The headline, a table of all candidates, and what to know before trusting them."""
+    from quantrim.engines.bench import scatter
+
+    console.print(f"[bold]{result.headline}[/bold]")
+    if result.verdict is not None:
+        console.print(result.verdict.headline, markup=False)
+    table = Table(box=None, pad_edge=False)
+    for title in ("candidate", result.metric, "drop", "median ms", "speed-up", "MB"):
+        table.add_column(title, justify="left" if title == "candidate" else "right")
+    first = result.candidates[0].latency_ms
+    for one in result.candidates:
+        times = one.latency_ms
+        table.add_row(
+            f"{one.name} *" if one.name == result.chosen else one.name,
+            f"{one.points:.2f}",
+            f"{one.drop:.2f}",
+            f"{times.median:.2f}" if times else "drop too large",
+            f"{first.median / times.median:.2f}x" if times and first else "-",
+            f"{one.size_mb:.2f}",
+        )
+    console.print(table)
+    for note in result.notes:
+        console.print(f"[yellow]{note}[/yellow]")
+    warn_of_scatter(console, scatter(one.latency_ms for one in result.candidates if one.latency_ms))
+    console.print(f"{result.output}: judged on {result.images} pictures, {result.seconds:.0f} s", markup=False)

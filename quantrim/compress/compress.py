@@ -1,0 +1,359 @@
+"""The fastest file of a model whose accuracy stays within a drop, all judged and timed on the engine.
+
+In order: FP32; BF16 where the engine has it; everything in INT8, with other range estimators and refinements
+while the drop is too large; INT8 without the layers that it made slower; and where whole INT8 loses too much,
+layers are put back to float, those first that make most error for the time they save. What stays within the
+drop races in turns at the end.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from quantrim.calibrate import IMAGENET, Preprocess, calibration_feeds
+from quantrim.compress.judge import Judge, agreement_judge
+from quantrim.compress.result import Candidate, CompressResult, Layer
+from quantrim.compress.search import fewest_float
+from quantrim.compress.spool import Spool
+from quantrim.compress.variants import Recipe, Variants
+from quantrim.engines import EngineName, LayerRun, Precision, Session, open_session
+from quantrim.engines.bench import interleaved, latency
+from quantrim.engines.trial import EngineResult, ask
+from quantrim.errors import ConfigError
+from quantrim.export.qdq import save_model
+from quantrim.files import atomic_path, require_onnx_output, size_mb
+from quantrim.graph import normalize, prove_equal, read_onnx
+from quantrim.post_training import MICRO_BATCH, as_onnx, input_ports
+from quantrim.quantized import ranges_path
+from quantrim.targets import target_named
+
+if TYPE_CHECKING:
+    import torch
+
+#: Tried in this order while whole INT8 loses too much; none of them costs latency.
+RECIPES = (Recipe("mse"), Recipe("hist"), Recipe("kl"), Recipe("mse", ("equalize", "bias")))
+#: Samples kept for shapes, refinement and the ranking of layers.
+_KEPT = 16
+#: A layer got slower when INT8 takes this share of the whole float model more than float did.
+_SLOWER = 0.002
+_RACE_SECONDS = 20.0
+_WARMUP, _FEWEST, _MOST = 3, 7, 50
+
+
+def compress(
+    model: str | Path | torch.nn.Module,
+    data: Any,
+    output: str | Path,
+    *,
+    max_drop: float,
+    engine: EngineName = "openvino",
+    judge: Judge | None = None,
+    samples: int = 100,
+    judged: int = 200,
+    recipes: Sequence[Recipe] = RECIPES,
+    skip: Sequence[str] = (),
+    offers: Offers | None = None,
+    preprocess: Preprocess | Callable[[Path], np.ndarray] = IMAGENET,
+    input_shape: tuple[int, ...] | None = None,
+    example_inputs: Any = None,
+    threads: int = 1,
+    on_candidate: Callable[[Candidate], None] = lambda candidate: None,
+) -> CompressResult:
+    """Find the fastest file within a drop of accuracy, and write it.
+
+    Args:
+        model: .onnx file, Paddle inference model folder, or nn.Module.
+        data: pictures (see :func:`quantrim.calibrate.calibration_feeds`): some calibrate, and without a
+            ``judge`` the others tell how often a file gives FP32's classes.
+        output: .onnx file; an INT8 file gets its ``NAME.ranges.json`` beside it.
+        max_drop: points of accuracy that may be lost, of 100.
+        engine: where accuracy and latency count; its own target places the quantizers.
+        judge: measure of accuracy on labelled data; agreement with FP32 by default.
+        samples: pictures that calibrate.
+        judged: further pictures that judge, without a ``judge``.
+        recipes: ways to choose the numbers of whole INT8, tried until one is within the drop.
+        skip: globs on node names that stay float in every file.
+        offers: what training may add.
+        preprocess: for image files.
+        input_shape: shape of the first input where axes other than the batch are dynamic.
+        example_inputs: for an nn.Module: tensors to export it with.
+        threads: CPU threads of the race.
+        on_candidate: called with each candidate as soon as it is judged.
+
+    Raises:
+        ModelError, DataError, ConfigError, EngineError: one line each that says what is wrong.
+    """
+    if not 0 <= max_drop <= 100:
+        raise ConfigError(f"max_drop is {max_drop:g}; it counts points of accuracy, 0 to 100.")
+    require_onnx_output(output, model)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = as_onnx(model, folder, example_inputs, data)
+        original = read_onnx(source)
+        wanted = samples + (judged if judge is None else 0)
+        feeds = calibration_feeds(
+            data, input_ports(original), samples=wanted, batch_size=MICRO_BATCH, preprocess=preprocess,
+            shape=input_shape,
+        )  # fmt: skip
+        spool = Spool.of(feeds, folder)
+        calibration, held = spool.split(samples)
+        normalized = normalize(original)
+        prove_equal(original, normalized, next(iter(calibration)))
+        notes = []
+        if judge is None:
+            judge = agreement_judge(open_session(source, engine), held.__iter__)
+            if held is calibration:
+                notes.append("Too few pictures to keep some apart: the same ones calibrate and judge.")
+        if judge.step is not None and judge.step > max_drop:
+            notes.append(
+                f"One of the {judge.images} pictures is worth {judge.step:.2g} points, more than may be lost; "
+                "judge on more of them."
+            )
+        kept = calibration.first(_KEPT)
+        rules = target_named(engine)
+
+        def variants_of(float_model: ir.Model) -> Variants:
+            return Variants(float_model, rules, calibration.__iter__, kept, skip)
+
+        where = _Engine(engine, threads, kept)
+        search = _Search(judge, max_drop, where, folder, on_candidate)
+        whole = search.run(source, variants_of(normalized), recipes)
+        search.train(offers or Offers(), whole, variants_of, recipes)
+        entries, chosen = search.race()
+        verdict = search.deliver(chosen, Path(output))
+    return CompressResult(
+        output=str(output),
+        engine=engine,
+        target=target_named(engine).name,
+        metric=judge.name,
+        images=judge.images,
+        max_drop=max_drop,
+        candidates=entries,
+        chosen=chosen.candidate.name,
+        layers=tuple(search.layers),
+        verdict=verdict,
+        notes=tuple(notes),
+        seconds=time.perf_counter() - start,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Offers:
+    """Candidates that training makes, made only when the search comes to them.
+
+    Attributes:
+        quantized: trains with quantization in the loop, where whole INT8 loses too much; gives the INT8 file
+            and the engine's verdict on it.
+        pruned: (share of latency removed, function that gives the FP32 file), ascending; each is quantized in
+            its turn, until one loses too much before.
+    """
+
+    quantized: Callable[[], tuple[Path, EngineResult | None]] | None = None
+    pruned: Sequence[tuple[float, Callable[[], Path]]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """Where everything is measured, and on what the race and the profiles run."""
+
+    name: EngineName
+    threads: int
+    kept: Sequence[Mapping[str, np.ndarray]]
+
+    def profile(self, path: Path) -> tuple[LayerRun, ...]:
+        session = open_session(path, self.name, threads=self.threads)
+        return session.layers(self.feed(session))
+
+    def feed(self, session: Session) -> dict[str, np.ndarray]:
+        """One sample, or a batch where the model's is fixed; by the names of the session's inputs."""
+        batch = dict(zip((port.name for port in session.inputs), self.kept[0].values(), strict=True))
+        fixed = session.inputs[0].shape[0] is not None
+        return batch if fixed else {name: array[:1] for name, array in batch.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A candidate with its file.
+
+    Attributes:
+        candidate: what is told of it.
+        path: the file.
+        verdict: gives the engine's account of the delivered copy; None for a float file.
+    """
+
+    candidate: Candidate
+    path: Path
+    verdict: Callable[[Path], EngineResult | None] | None = None
+
+
+class _Search:
+    """The candidates in the order they were tried."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        max_drop: float,
+        engine: _Engine,
+        folder: Path,
+        on_candidate: Callable[[Candidate], None],
+    ) -> None:
+        self.judge, self.max_drop, self.engine = judge, max_drop, engine
+        self.folder, self.on_candidate = folder, on_candidate
+        self.entries: list[_Entry] = []
+        self.layers: list[Layer] = []
+
+    def run(self, source: Path, variants: Variants, recipes: Sequence[Recipe]) -> bool:
+        """Try everything that needs no training; whether whole INT8 is within the drop."""
+        self._consider("FP32", source)
+        if self.engine.name == "openvino":
+            self._consider("BF16", source, precision="bf16")
+        files = _Files(source, variants)
+        recipe, best = self._whole("INT8", files, recipes)
+        gains = self._gains(variants, best.path)
+        if self._within(best):
+            self._without_slow(files, recipe, gains)
+        else:
+            self._mixed(files, recipe, gains)
+        return self._within(best)
+
+    def train(
+        self,
+        offers: Offers,
+        whole: bool,
+        variants_of: Callable[[ir.Model], Variants],
+        recipes: Sequence[Recipe],
+    ) -> None:
+        """Try what training offers: whole INT8 where it lost too much, then pruned models in INT8."""
+        if offers.quantized is not None and not whole:
+            path, verdict = offers.quantized()
+            self._consider("INT8 after QAT", path, verdict=lambda copy: verdict)
+        for ratio, make in offers.pruned:
+            path = make()
+            pruned = self._consider(f"pruned by {ratio:g}", path)
+            if not self._within(pruned):
+                break
+            files = _Files(path, variants_of(normalize(read_onnx(path))))
+            self._whole(f"pruned by {ratio:g}, INT8", files, recipes)
+
+    def _consider(
+        self,
+        name: str,
+        path: Path,
+        *,
+        precision: Precision = "f32",
+        float_layers: frozenset[str] = frozenset(),
+        verdict: Callable[[Path], EngineResult | None] | None = None,
+    ) -> _Entry:
+        """Judge a file on the engine."""
+        taken = sum(entry.candidate.name.startswith(name) for entry in self.entries)
+        name = f"{name} ({taken + 1})" if taken else name
+        points = self.judge.points(open_session(path, self.engine.name, precision=precision))
+        drop = self.entries[0].candidate.points - points if self.entries else 0.0
+        candidate = Candidate(name, precision, points, drop, size_mb(path), tuple(sorted(float_layers)))
+        self.entries.append(_Entry(candidate, path, verdict))
+        self.on_candidate(candidate)
+        return self.entries[-1]
+
+    def _int8(
+        self, name: str, files: _Files, recipe: Recipe, float_layers: frozenset[str] = frozenset()
+    ) -> _Entry:
+        path = self.folder / f"candidate_{len(self.entries)}.onnx"
+        plan = files.variants.write(path, recipe, float_layers)
+
+        def verdict(copy: Path) -> EngineResult:
+            graph, engine = files.variants.graph, self.engine
+            return ask(engine.name, files.source, copy, graph, plan.float_nodes, engine.kept, engine.threads)
+
+        return self._consider(name, path, float_layers=float_layers, verdict=verdict)
+
+    def _within(self, entry: _Entry) -> bool:
+        return entry.candidate.drop <= self.max_drop
+
+    def _whole(self, name: str, files: _Files, recipes: Sequence[Recipe]) -> tuple[Recipe, _Entry]:
+        """Everything in INT8, by one recipe after the other until one is within the drop; the best."""
+        tried: list[tuple[Recipe, _Entry]] = []
+        for recipe in recipes:
+            tried.append((recipe, self._int8(f"{name}, {recipe.name}", files, recipe)))
+            if self._within(tried[-1][1]):
+                break
+        return max(tried, key=lambda pair: pair[1].candidate.points)
+
+    def _gains(self, variants: Variants, int8: Path) -> dict[str, float]:
+        """Milliseconds that INT8 saves on each layer, as the engine's profiles tell."""
+        normalized = self.folder / "normalized.onnx"  # its nodes bear the names of the INT8 file's
+        save_model(variants.model, normalized)
+        return variants.gains(self.engine.profile(normalized), self.engine.profile(int8))
+
+    def _without_slow(self, files: _Files, recipe: Recipe, gains: Mapping[str, float]) -> None:
+        """Whole INT8 passed; the layers that it made slower may be float."""
+        total = sum(abs(gain) for gain in gains.values())
+        slow = frozenset(layer for layer, gain in gains.items() if gain < -_SLOWER * total)
+        if slow and len(slow) < len(files.variants.layers):
+            self._int8(f"INT8 but for {_layers(slow)} that it made slower", files, recipe, slow)
+
+    def _mixed(self, files: _Files, recipe: Recipe, gains: Mapping[str, float]) -> None:
+        """Whole INT8 lost too much: put back to float what makes most error for the time it saves."""
+        variants = files.variants
+        noises = {layer: variants.noise_alone(layer, recipe.algo) for layer in variants.layers}
+        least = 0.02 * max(max(gains.values(), default=1.0), 1e-6)  # a layer that saves nothing goes first
+        worth = {layer: noises[layer] / max(gains.get(layer, least), least) for layer in noises}
+        order = sorted(worth, key=lambda layer: -worth[layer])
+
+        def passes(float_layers: frozenset[str]) -> bool:
+            return self._within(
+                self._int8(f"INT8 but for {_layers(float_layers)}", files, recipe, float_layers)
+            )
+
+        found = fewest_float(order[:-1], passes) or frozenset()
+        self.layers = [Layer(name, noises[name], gains.get(name), name in found) for name in order]
+
+    def race(self) -> tuple[tuple[Candidate, ...], _Entry]:
+        """Time the candidates within the drop, FP32 among them, in turns: all candidates, and the fastest."""
+        let_in = [entry for entry in self.entries if self._within(entry)]
+        threads, name = self.engine.threads, self.engine.name
+        sessions = [
+            open_session(one.path, name, threads=threads, precision=one.candidate.precision) for one in let_in
+        ]
+        pairs = [(session, self.engine.feed(session)) for session in sessions]
+        once = interleaved(pairs, warmup=1, repeat=1).sum() / 1e3
+        repeat = int(np.clip(_RACE_SECONDS / max(once, 1e-6), _FEWEST, _MOST))
+        times = [latency(row) for row in interleaved(pairs, warmup=_WARMUP, repeat=repeat)]
+        timed = {
+            id(entry): replace(entry.candidate, latency_ms=one)
+            for entry, one in zip(let_in, times, strict=True)
+        }
+        fastest = min(zip(let_in, times, strict=True), key=lambda pair: pair[1].median)[0]
+        return tuple(timed.get(id(entry), entry.candidate) for entry in self.entries), fastest
+
+    @staticmethod
+    def deliver(chosen: _Entry, output: Path) -> EngineResult | None:
+        """Write the chosen file; the engine's verdict on it where it is INT8."""
+        save_model(read_onnx(chosen.path), output)
+        if chosen.verdict is None:
+            return None
+        if ranges_path(chosen.path).is_file():
+            with atomic_path(ranges_path(output)) as temporary:
+                shutil.copyfile(ranges_path(chosen.path), temporary)
+        return chosen.verdict(output)
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """A float file, and the INT8 files that can be made of it."""
+
+    source: Path
+    variants: Variants
+
+
+def _layers(names: frozenset[str]) -> str:
+    return "1 layer" if len(names) == 1 else f"{len(names)} layers"

@@ -1,0 +1,144 @@
+"""What a search for the fastest file found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from quantrim.engines import EngineName, Precision
+from quantrim.engines.bench import Latency
+from quantrim.engines.trial import EngineResult
+from quantrim.engines.verdict import NAMES
+from quantrim.machine import describe_machine
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One file that was judged.
+
+    Attributes:
+        name: what was done to the model.
+        precision: of the layers that are not INT8: "f32" or "bf16".
+        points: accuracy on the engine, 0..100.
+        drop: points below FP32 on the same engine; below zero where it is better.
+        size_mb: of the file.
+        float_layers: linear layers that a search kept float.
+        latency_ms: of the race at the end; None for a file that was not let in.
+    """
+
+    name: str
+    precision: Precision
+    points: float
+    drop: float
+    size_mb: float
+    float_layers: tuple[str, ...] = ()
+    latency_ms: Latency | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer as a search for the ones to keep float saw it.
+
+    Attributes:
+        name: of its node.
+        noise: relative squared error at the outputs when it alone runs in INT8.
+        gain_ms: milliseconds that INT8 saves on it; None where the engine gave no time.
+        kept_float: the smallest passing set holds it.
+    """
+
+    name: str
+    noise: float
+    gain_ms: float | None
+    kept_float: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CompressResult:
+    """Result of :func:`quantrim.compress.compress`.
+
+    Attributes:
+        output: the chosen file.
+        engine: where everything was measured.
+        target: rules that placed the quantizers.
+        metric: name of the accuracy.
+        images: pictures that it was measured on.
+        max_drop: points that were allowed.
+        candidates: in the order they were tried; FP32 is the first.
+        chosen: name of the fastest one within the drop.
+        layers: what a search for float layers went by, the most harmful first; empty without one.
+        verdict: of the chosen INT8 file; None where FP32 or BF16 was chosen.
+        notes: what to know before trusting the figures.
+        seconds: time of everything.
+    """
+
+    output: str
+    engine: EngineName
+    target: str
+    metric: str
+    images: int
+    max_drop: float
+    candidates: tuple[Candidate, ...]
+    chosen: str
+    layers: tuple[Layer, ...]
+    verdict: EngineResult | None
+    notes: tuple[str, ...]
+    seconds: float
+
+    @property
+    def best(self) -> Candidate:
+        """The chosen candidate."""
+        return next(one for one in self.candidates if one.name == self.chosen)
+
+    @property
+    def speedup(self) -> float:
+        """Median FP32 time over that of the chosen file."""
+        before, after = self.candidates[0].latency_ms, self.best.latency_ms
+        if before is None or after is None:
+            raise ValueError("the candidates were not timed")
+        return before.median / after.median
+
+    @property
+    def headline(self) -> str:
+        """What was chosen and what it costs; how to load it, where the file alone does not say so."""
+        best, fp32, engine = self.best, self.candidates[0], NAMES[self.engine]
+        if best.name == fp32.name:
+            return f"FP32 stays: nothing within {self.max_drop:g} points of it is faster on {engine} here."
+        how = " Load the file with INFERENCE_PRECISION_HINT=bf16." if best.precision == "bf16" else ""
+        return (
+            f"{best.name}: {self.speedup:.2f}x as fast as FP32 on {engine}, {self.metric} {fp32.points:.2f} to "
+            f"{best.points:.2f} ({self.max_drop:g} points may be lost).{how}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        first, best = self.candidates[0], self.best
+        value: dict[str, Any] = {
+            "command": "compress",
+            "output": self.output,
+            "headline": self.headline,
+            "engine": self.engine,
+            "target": self.target,
+            "metric": {
+                "name": self.metric,
+                "images": self.images,
+                "fp32": first.points,
+                "chosen": best.points,
+            },
+            "max_drop": self.max_drop,
+            "chosen": self.chosen,
+            "precision": best.precision,
+            "speedup": self.speedup,
+            "size_mb": {"fp32": first.size_mb, "chosen": best.size_mb},
+            "candidates": [_candidate(one, self.max_drop) for one in self.candidates],
+            "layers": [asdict(layer) for layer in self.layers],
+            "engines": [self.verdict.to_json()] if self.verdict else [],
+            "notes": list(self.notes),
+            "seconds": round(self.seconds, 3),
+        }
+        return value | {"machine": describe_machine().to_json()}
+
+
+def _candidate(one: Candidate, max_drop: float) -> Mapping[str, Any]:
+    times = None if one.latency_ms is None else asdict(one.latency_ms)
+    return {**asdict(one), "latency_ms": times, "within": one.drop <= max_drop}

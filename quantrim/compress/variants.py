@@ -1,0 +1,139 @@
+"""INT8 files of one model from one calibration: any set of float layers, any range estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from quantrim.calibrate import collect
+from quantrim.engines import LayerRun
+from quantrim.engines.verdict import run_of
+from quantrim.errors import ModelError
+from quantrim.graph import Graph, graph_from_onnx
+from quantrim.graph.normalize import run_batches
+from quantrim.placement import Plan, Selection, place
+from quantrim.quantized import Quantized, decide, refine, save_quantized
+from quantrim.ranges import Algo, Sketch
+from quantrim.refine import Refinement, equalize, noise
+from quantrim.targets import Target
+
+Feed = Mapping[str, np.ndarray]
+_LINEAR = frozenset({"conv", "conv_transpose", "linear", "matmul"})
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the numbers of an INT8 file are chosen.
+
+    Attributes:
+        algo: range estimator of activations.
+        refinements: corrections, applied whether they lower the error or not: the judge decides.
+    """
+
+    algo: Algo = "mse"
+    refinements: tuple[Refinement, ...] = ("bias",)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return " + ".join((self.algo, *self.refinements))
+
+
+class Variants:
+    """INT8 files of a model for one target.
+
+    Args:
+        model: normalised float model.
+        target: rules of the engine.
+        feeds: calibration batches, as often as asked; read once, and once more when the model is equalised.
+        kept: a few of them, for shapes, refinement and the ranking of layers.
+        skip: globs on names of nodes that stay float in every variant.
+
+    Raises:
+        ModelError: no layer can be quantized.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        target: Target,
+        feeds: Callable[[], Iterable[Feed]],
+        kept: Sequence[Feed],
+        skip: Sequence[str] = (),
+    ) -> None:
+        self.model, self.target, self.feeds, self.kept, self.skip = model, target, feeds, kept, tuple(skip)
+        self.graph: Graph = graph_from_onnx(model, kept[0])
+        self.plan = self._place(frozenset())
+        if not self.plan.weights:
+            raise ModelError("no layer of this model can be quantized.")
+        self._sketches: dict[bool, dict[str, Sketch]] = {}
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """Linear layers and matrix products that can run in INT8, in the order of the network."""
+        int8 = self.plan.int8_nodes
+        return tuple(node.name for node in self.graph.nodes if node.name in int8 and node.op in _LINEAR)
+
+    def write(self, path: Path, recipe: Recipe, float_layers: frozenset[str] = frozenset()) -> Plan:
+        """Write a file, and its ranges beside it; returns where its quantizers stand.
+
+        Raises:
+            ModelError: so many layers are float that none is left.
+        """
+        quantized = self._decided(recipe.algo, float_layers, equal="equalize" in recipe.refinements)
+        rest = tuple(name for name in recipe.refinements if name != "equalize")
+        if rest:
+            quantized = refine(quantized, self.kept, rest)
+        save_quantized(quantized, self.target, path)
+        return quantized.plan
+
+    def noise_alone(self, layer: str, algo: Algo, batches: int = 4) -> float:
+        """Relative squared error at the outputs when this layer alone runs in INT8, on the first batches."""
+        one = self._decided(algo, frozenset(self.layers) - {layer}, equal=False)
+        expected = self._expected[:batches]
+        return noise(one.model, one.plan, one.activations, one.weights, self.kept[: len(expected)], expected)
+
+    def gains(self, float_runs: Sequence[LayerRun], int8_runs: Sequence[LayerRun]) -> dict[str, float]:
+        """Milliseconds that INT8 saves on each layer, by the engine's profiles of the float and the INT8 file.
+
+        Below zero where the layer got slower; layers that the engine gives no time for are left out.
+        """
+        sides = [{name: run for run in runs for name in run.nodes} for runs in (float_runs, int8_runs)]
+        known: dict[str, float] = {}
+        for layer in self.layers:
+            found = (run_of(self.graph, self.graph.by_name[layer], side) for side in sides)
+            before, after = (None if run is None else run.time_ms for run in found)
+            if before is not None and after is not None:
+                known[layer] = before - after
+        return known
+
+    @cached_property
+    def _expected(self) -> list[Mapping[str, np.ndarray]]:
+        return list(run_batches(self.model, self.kept))
+
+    @cached_property
+    def _equal(self) -> ir.Model:
+        return equalize(self.model, self.graph)
+
+    def _place(self, float_layers: frozenset[str]) -> Plan:
+        return place(self.graph, self.target, Selection(self.skip, float_nodes=float_layers))
+
+    def _decided(self, algo: Algo, float_layers: frozenset[str], equal: bool) -> Quantized:
+        plan = self._place(float_layers)
+        if not plan.int8_nodes:
+            raise ModelError("every layer is kept float; nothing is left to quantize.")
+        model = self._equal if equal else self.model
+        return decide(model, self._sketched(model, plan, equal), graph=self.graph, plan=plan, algo=algo)
+
+    def _sketched(self, model: ir.Model, plan: Plan, equal: bool) -> Mapping[str, Sketch]:
+        """Statistics of the plan's tensors; one pass over the data serves all plans but for rare tensors."""
+        known = self._sketches.setdefault(equal, {})
+        missing = {*(() if known else self.plan.groups), *plan.groups} - known.keys()
+        if missing:
+            known |= collect(model, missing, self.feeds())
+        return known

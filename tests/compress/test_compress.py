@@ -1,0 +1,142 @@
+"""The search on small models, each file asked on its engine."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from quantrim.compress import Recipe, agreement_judge, compress, metric_judge
+from quantrim.engines import open_session
+from quantrim.engines.bench import bench
+from quantrim.errors import ConfigError, DataError
+from quantrim.export.from_torch import export_onnx
+
+
+class Outlier(nn.Module):
+    """The second convolution reads one channel a thousand times as large as the others, and all count alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 16, 3, padding=1)
+        self.third = nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 10)
+        with torch.no_grad():
+            self.first.weight[0] *= 3000
+            self.second.weight[:, 0] /= 3000
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.third(self.second(self.first(x)).relu()).relu()
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def outlier(tmp_path_factory):
+    torch.manual_seed(0)
+    net = Outlier().eval()
+    with torch.no_grad():  # all classes occur
+        logits = net(torch.randn(64, 3, 32, 32))
+        net.head.weight /= logits.std(0)[:, None]
+        net.head.bias -= logits.mean(0)
+        net.head.bias /= logits.std(0)
+    path = tmp_path_factory.mktemp("compress") / "outlier.onnx"
+    export_onnx(net, torch.randn(1, 3, 32, 32), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.random.default_rng(0).standard_normal((60, 3, 32, 32)).astype(np.float32)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_the_layer_that_int8_breaks_is_found_and_kept_float(engine, outlier, pictures, tmp_path):
+    output, told = tmp_path / "best.onnx", []
+    result = compress(
+        outlier, pictures, output, max_drop=10, engine=engine, samples=20, judged=40,
+        recipes=(Recipe("min_max"),), on_candidate=told.append,
+    )  # fmt: skip
+    whole = next(one for one in result.candidates if one.name.startswith("INT8, "))
+    assert whole.drop > 10
+    assert max(result.layers, key=lambda layer: layer.noise).kept_float
+    mixed = [one for one in result.candidates if one.float_layers and one.drop <= 10]
+    assert mixed
+    # ONNX Runtime's rules put a quantizer behind the layer that makes the tensor, too
+    assert min(len(one.float_layers) for one in mixed) <= (1 if engine == "openvino" else 2)
+    assert [one.name for one in told] == [one.name for one in result.candidates]
+    assert len({one.name for one in result.candidates}) == len(result.candidates)
+    assert result.best.drop <= 10
+    assert result.best.latency_ms.median == min(
+        one.latency_ms.median for one in result.candidates if one.drop <= 10
+    )
+    assert all((one.latency_ms is None) == (one.drop > 10) for one in result.candidates)
+    answers = open_session(output, engine).run({"input": pictures[:8]})["output"]
+    expected = open_session(outlier, engine).run({"input": pictures[:8]})["output"]
+    assert (answers.argmax(1) == expected.argmax(1)).mean() >= 0.75
+
+
+def test_points_are_those_of_the_delivered_file(residual_onnx, images, tmp_path):
+    output = tmp_path / "best.onnx"
+    feeds = [{"image": images}]
+    judge = agreement_judge(open_session(residual_onnx), lambda: feeds)
+    result = compress(residual_onnx, images, output, max_drop=100, judge=judge, samples=8)
+    assert result.best.points == judge.points(open_session(output, precision=result.best.precision))
+    assert result.candidates[0].points == 100
+    assert result.to_json()["metric"]["chosen"] == result.best.points
+
+
+def test_a_drop_that_nothing_meets_leaves_the_float_model(residual_onnx, images, tmp_path):
+    judge = metric_judge(lambda session: {"top1": 0.9 if _is_fp32(session) else 0.1}, "top1", 10)
+    result = compress(residual_onnx, images, tmp_path / "best.onnx", max_drop=1, judge=judge, samples=8)
+    assert result.chosen == "FP32"
+    assert result.verdict is None
+    assert "FP32 stays" in result.headline
+    assert not (tmp_path / "best.ranges.json").exists()
+    (row,) = bench([tmp_path / "best.onnx"], repeat=1)
+    assert row.throughput > 0
+
+
+def _is_fp32(session) -> bool:
+    return session.precision == "f32" and "residual" in str(session.path)
+
+
+def test_the_same_pictures_for_both_are_named_as_such(residual_onnx, images, tmp_path):
+    result = compress(residual_onnx, images, tmp_path / "best.onnx", max_drop=0.5, samples=len(images))
+    assert any("same ones calibrate and judge" in note for note in result.notes)
+    assert any("more than may be lost" in note for note in result.notes)
+
+
+def test_a_module_is_taken_and_left_as_it_is(residual_net, images, tmp_path):
+    before = {name: value.clone() for name, value in residual_net.state_dict().items()}
+    result = compress(
+        residual_net, images, tmp_path / "best.onnx", max_drop=100, samples=8, judged=8,
+        example_inputs=torch.from_numpy(images[:1]),
+    )  # fmt: skip
+    assert result.candidates[0].name == "FP32"
+    assert all(torch.equal(before[name], value) for name, value in residual_net.state_dict().items())
+
+
+@pytest.mark.parametrize("drop", [-1, 101, float("nan")])
+def test_a_drop_that_is_no_number_of_points_is_refused(drop, residual_onnx, images, tmp_path):
+    with pytest.raises(ConfigError, match="points of accuracy"):
+        compress(residual_onnx, images, tmp_path / "best.onnx", max_drop=drop)
+
+
+def test_bad_data_leave_no_file(residual_onnx, tmp_path):
+    with pytest.raises(DataError, match="NaN"):
+        compress(residual_onnx, np.full((4, 3, 32, 32), np.nan, np.float32), tmp_path / "best.onnx", max_drop=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_has_every_candidate_with_its_verdict_and_plain_values(residual_onnx, images, tmp_path):
+    import json
+
+    result = compress(residual_onnx, images, tmp_path / "best.onnx", max_drop=100, samples=8, judged=8)
+    value = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert value["command"] == "compress"
+    assert [one["name"] for one in value["candidates"]] == [one.name for one in result.candidates]
+    assert all(one["within"] for one in value["candidates"])
+    assert value["chosen"] == result.chosen
+    assert dataclasses.asdict(result.best)["name"] == result.chosen
