@@ -1,7 +1,7 @@
 """Quantize and trim vision models, verified on the engine that runs them.
 
-The verbs are ``ptq``, ``inspect``, ``bench`` and ``QAT``; each is imported when it is first used, so that
-``import quantrim`` and the command line start at once.
+The verbs are ``ptq``, ``compress``, ``inspect``, ``bench`` and ``QAT``; each is imported when it is first used,
+so that ``import quantrim`` and the command line start at once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quantrim.compression import compress
     from quantrim.engines.bench import bench
     from quantrim.inspection import inspect
     from quantrim.post_training import ptq
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ptq": "quantrim.post_training",
+    "compress": "quantrim.compression",
     "inspect": "quantrim.inspection",
     "bench": "quantrim.engines.bench",
     "QAT": "quantrim.qat",
 }
 
-__all__ = ["QAT", "bench", "inspect", "ptq"]
+__all__ = ["QAT", "bench", "compress", "inspect", "ptq"]
 
 
 def __getattr__(name: str) -> Any:

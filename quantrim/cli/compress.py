@@ -25,8 +25,8 @@ from quantrim.cli.train import SetOption
 from quantrim.errors import ConfigError
 
 if TYPE_CHECKING:
-    from quantrim.compress import Candidate, CompressResult
-    from quantrim.compress.labelled import Training
+    from quantrim.compression import Candidate, CompressResult
+    from quantrim.compression.labelled import Training
     from quantrim.vision.config import Config
 
 
@@ -74,13 +74,11 @@ def compress(
     console = console_for(json_target)
 
     def tell(candidate: Candidate) -> None:
-        console.print(
-            f"{candidate.name}: {candidate.points:.2f} ({0.0 - candidate.drop:+.2f}), {candidate.size_mb:.2f} MB",
-            markup=False,
-        )
+        points = f"{candidate.points:.2f} ({0.0 - candidate.drop:+.2f})"
+        console.print(f"{candidate.name}: {points}, {candidate.size_mb:.2f} MB", markup=False)
 
     if is_config(data):
-        from quantrim.compress.labelled import compress_config
+        from quantrim.compression.labelled import compress_config
         from quantrim.vision.config import load_config
 
         config = load_config(data, sets or ())
@@ -98,7 +96,7 @@ def compress(
             on_candidate=tell,
         )
     else:
-        from quantrim.compress import compress as run
+        from quantrim.compression import compress as run
 
         if iters or pruning_ratio or sets or model.suffix == ".pth":
             raise ConfigError(f"{data} has no labels to train on or judge by; give a configuration as --data.")
@@ -127,7 +125,7 @@ def _training(
     config: Config, iters: int, ratios: list[float] | None, learning_rate: float | None, save_dir: Path
 ) -> Training | None:
     """What may be trained; None for nothing."""
-    from quantrim.compress.labelled import Training
+    from quantrim.compression.labelled import Training
     from quantrim.vision.runs import best_key
     from quantrim.vision.train import TrainSettings
 

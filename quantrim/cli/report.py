@@ -13,7 +13,7 @@ from quantrim.cli.output import JsonOption, console_for, emit_json
 def report(
     results: Annotated[
         list[Path],
-        typer.Argument(metavar="RESULT.json...", help="What ptq, qat, prune, bench or inspect wrote."),
+        typer.Argument(metavar="RESULT.json...", help="What ptq, qat, prune, compress, bench, inspect wrote."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help=".html file.")],
     title: Annotated[str | None, typer.Option(help="Heading; the first result's name by default.")] = None,

@@ -9,7 +9,7 @@ from typing import Any
 
 from quantrim.errors import DataError
 from quantrim.files import read_json
-from quantrim.report import bench, inspect, prune, ptq, qat
+from quantrim.report import bench, compress, inspect, prune, ptq, qat
 from quantrim.report.html import View
 
 #: Rows of ``bench``, or the object that another verb wrote.
@@ -37,6 +37,7 @@ KINDS = {
     "prune": Kind(
         prune.view, ("output",), ("model.onnx", "model.pth", "plan.json", "sensitivity.json", "sensitivity.png")
     ),
+    "compress": Kind(compress.view, ("output",), ("deploy.yaml",)),
     "bench": Kind(bench.view, ("model",)),
     "inspect": Kind(inspect.view, ("model",)),
 }

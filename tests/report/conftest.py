@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from quantrim.compression.result import Candidate, CompressResult, Layer
 from quantrim.engines.bench import BenchRow, Latency
 from quantrim.files import write_json
 from quantrim.inspection import inspect
@@ -33,6 +34,33 @@ def ptq_value(quantized) -> dict:
 @pytest.fixture(scope="session")
 def inspect_value(quantized, residual_onnx) -> dict:
     return inspect(quantized.output, against=residual_onnx).to_json()
+
+
+@pytest.fixture(scope="session")
+def compress_value() -> dict:
+    """A search that kept one of two layers float."""
+    times = Latency(2.0, 2.1, 2.2, 0.1)
+    candidates = (
+        Candidate("FP32", "f32", 93.0, 0.0, 3.4, (), times),
+        Candidate("BF16", "bf16", 92.0, 1.0, 3.4),
+        Candidate("INT8, mse + bias", "f32", 90.0, 3.0, 0.9),
+        Candidate("INT8 but for 1 layer", "f32", 92.9, 0.1, 1.0, ("conv_2",), Latency(0.8, 0.8, 0.9, 0.05)),
+    )
+    layers = (Layer("conv_1", 1e-4, None), Layer("conv_2", 0.1, 0.2))
+    return CompressResult(
+        output="best.onnx",
+        engine="openvino",
+        target="openvino",
+        metric="top1",
+        images=10_000,
+        max_drop=0.5,
+        candidates=candidates,
+        chosen=candidates[-1].name,
+        layers=layers,
+        verdict=None,
+        notes=("Few pictures.",),
+        seconds=12.0,
+    ).to_json()
 
 
 @pytest.fixture

@@ -48,23 +48,32 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def page(ptq_value, inspect_value, bench_value, qat_file, prune_file, tmp_path) -> Path:
+def page(ptq_value, inspect_value, bench_value, compress_value, qat_file, prune_file, tmp_path) -> Path:
     """A page of one result of each kind."""
-    found = [read_result(qat_file), read_result(prune_file), bench_value, ptq_value, inspect_value]
+    found = [
+        read_result(qat_file),
+        read_result(prune_file),
+        bench_value,
+        ptq_value,
+        inspect_value,
+        compress_value,
+    ]
     write_report(tmp_path / "page.html", "a <b>title</b>", *found)
     return tmp_path / "page.html"
 
 
-def test_the_page_of_all_results_is_sound_and_stands_alone(page, ptq_value):
+def test_the_page_of_all_results_is_sound_and_stands_alone(page, ptq_value, compress_value):
     text = page.read_text()
     parsed = Page(text)
     assert "a <b>title</b>" in parsed.titles
     assert ptq_value["engines"][0]["headline"] in text
+    assert compress_value["headline"] in text
     for outside in ("<script", "http://", "https://", "<link", "@import", "url("):
         assert outside not in text
     expected = ["Accuracy", "Training curve", "OpenVINO", "ONNX Runtime", "The file", "Cost", "Retraining",
                 "Channels of each group", "Sensitivity", "Layers that were left alone",
                 "Latency: OpenVINO, 1 thread, batch 2", "Activations and the range that is kept",
+                "The race", "Every candidate, in the order tried", "Layer by layer",
                 "Time by precision", "Signal to quantization noise, layer by layer"]  # fmt: skip
     assert set(expected) <= set(parsed.titles)
 
@@ -126,12 +135,12 @@ def test_what_stands_in_a_result_is_escaped(bench_value, tmp_path):
     "value", [{}, [], [1], {"command": "sing"}, {"command": "export", "output": "x"}, [{"model": "x"}]]
 )
 def test_json_of_no_known_verb_is_one_clear_error(value, tmp_path):
-    with pytest.raises(DataError, match="not a result of ptq, qat, prune, bench, inspect"):
+    with pytest.raises(DataError, match="not a result of ptq, qat, prune, compress, bench, inspect"):
         write_report(tmp_path / "p.html", "t", value)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["ptq", "qat", "prune", "inspect"])
+@pytest.mark.parametrize("command", ["ptq", "qat", "prune", "compress", "inspect"])
 def test_a_result_with_missing_keys_is_one_clear_error(command, tmp_path):
     with pytest.raises(DataError, match=f"not a complete result of {command}"):
         write_report(tmp_path / "p.html", "t", {"command": command, "output": "x", "engines": [{}]})

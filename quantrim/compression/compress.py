@@ -20,11 +20,11 @@ import numpy as np
 import onnx_ir as ir
 
 from quantrim.calibrate import IMAGENET, Preprocess, calibration_feeds
-from quantrim.compress.judge import Judge, agreement_judge
-from quantrim.compress.result import Candidate, CompressResult, Layer
-from quantrim.compress.search import fewest_float
-from quantrim.compress.spool import Spool
-from quantrim.compress.variants import Recipe, Variants
+from quantrim.compression.judge import Judge, agreement_judge
+from quantrim.compression.result import Candidate, CompressResult, Layer
+from quantrim.compression.search import fewest_float
+from quantrim.compression.spool import Spool
+from quantrim.compression.variants import Recipe, Variants
 from quantrim.engines import EngineName, LayerRun, Precision, Session, open_session
 from quantrim.engines.bench import interleaved, latency
 from quantrim.engines.trial import EngineResult, ask
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 RECIPES = (Recipe("mse"), Recipe("hist"), Recipe("kl"), Recipe("mse", ("equalize", "bias")))
 #: Samples kept for shapes, refinement and the ranking of layers.
 _KEPT = 16
+#: Profiles of a file; the median of a layer's times counts.
+_PROFILES = 3
 #: A layer got slower when INT8 takes this share of the whole float model more than float did.
 _SLOWER = 0.002
 _RACE_SECONDS = 20.0
@@ -170,9 +172,9 @@ class _Engine:
     threads: int
     kept: Sequence[Mapping[str, np.ndarray]]
 
-    def profile(self, path: Path) -> tuple[LayerRun, ...]:
+    def profiles(self, path: Path) -> list[tuple[LayerRun, ...]]:
         session = open_session(path, self.name, threads=self.threads)
-        return session.layers(self.feed(session))
+        return [session.layers(self.feed(session)) for _ in range(_PROFILES)]
 
     def feed(self, session: Session) -> dict[str, np.ndarray]:
         """One sample, or a batch where the model's is fixed; by the names of the session's inputs."""
@@ -292,7 +294,7 @@ class _Search:
         """Milliseconds that INT8 saves on each layer, as the engine's profiles tell."""
         normalized = self.folder / "normalized.onnx"  # its nodes bear the names of the INT8 file's
         save_model(variants.model, normalized)
-        return variants.gains(self.engine.profile(normalized), self.engine.profile(int8))
+        return variants.gains(self.engine.profiles(normalized), self.engine.profiles(int8))
 
     def _without_slow(self, files: _Files, recipe: Recipe, gains: Mapping[str, float]) -> None:
         """Whole INT8 passed; the layers that it made slower may be float."""
@@ -302,20 +304,23 @@ class _Search:
             self._int8(f"INT8 but for {_layers(slow)} that it made slower", files, recipe, slow)
 
     def _mixed(self, files: _Files, recipe: Recipe, gains: Mapping[str, float]) -> None:
-        """Whole INT8 lost too much: put back to float what makes most error for the time it saves."""
+        """Whole INT8 lost too much: put back to float what makes most error, also for the time it saves."""
         variants = files.variants
         noises = {layer: variants.noise_alone(layer, recipe.algo) for layer in variants.layers}
         least = 0.02 * max(max(gains.values(), default=1.0), 1e-6)  # a layer that saves nothing goes first
         worth = {layer: noises[layer] / max(gains.get(layer, least), least) for layer in noises}
-        order = sorted(worth, key=lambda layer: -worth[layer])
+        known: dict[frozenset[str], bool] = {}
 
         def passes(float_layers: frozenset[str]) -> bool:
-            return self._within(
-                self._int8(f"INT8 but for {_layers(float_layers)}", files, recipe, float_layers)
-            )
+            if float_layers not in known:
+                name = f"INT8 but for {_layers(float_layers)}"
+                known[float_layers] = self._within(self._int8(name, files, recipe, float_layers))
+            return known[float_layers]
 
-        found = fewest_float(order[:-1], passes) or frozenset()
-        self.layers = [Layer(name, noises[name], gains.get(name), name in found) for name in order]
+        for value in (worth, noises):  # a profile is noisy, and the two orders fail on different models
+            order = sorted(value, key=lambda layer: -value[layer])
+            fewest_float(order[:-1], passes)
+        self.layers = [Layer(name, noises[name], gains.get(name)) for name in variants.layers]
 
     def race(self) -> tuple[tuple[Candidate, ...], _Entry]:
         """Time the candidates within the drop, FP32 among them, in turns: all candidates, and the fastest."""

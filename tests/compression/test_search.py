@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantrim.compress.search import fewest_float
+from quantrim.compression.search import fewest_float
 
 orders = st.integers(1, 40).map(lambda count: [f"layer_{index}" for index in range(count)])
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantrim.compress.spool import Spool
+from quantrim.compression.spool import Spool
 
 
 def feeds(sizes):

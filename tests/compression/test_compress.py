@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from quantrim.compress import Recipe, agreement_judge, compress, metric_judge
+from quantrim.compression import Offers, Recipe, agreement_judge, compress, metric_judge
 from quantrim.engines import open_session
 from quantrim.engines.bench import bench
 from quantrim.errors import ConfigError, DataError
 from quantrim.export.from_torch import export_onnx
+from quantrim.post_training import ptq
 
 
 class Outlier(nn.Module):
@@ -60,9 +61,10 @@ def test_the_layer_that_int8_breaks_is_found_and_kept_float(engine, outlier, pic
     )  # fmt: skip
     whole = next(one for one in result.candidates if one.name.startswith("INT8, "))
     assert whole.drop > 10
-    assert max(result.layers, key=lambda layer: layer.noise).kept_float
+    worst = max(result.layers, key=lambda layer: layer.noise).name
     mixed = [one for one in result.candidates if one.float_layers and one.drop <= 10]
     assert mixed
+    assert any(worst in one.float_layers for one in mixed)
     # ONNX Runtime's rules put a quantizer behind the layer that makes the tensor, too
     assert min(len(one.float_layers) for one in mixed) <= (1 if engine == "openvino" else 2)
     assert [one.name for one in told] == [one.name for one in result.candidates]
@@ -140,3 +142,58 @@ def test_json_has_every_candidate_with_its_verdict_and_plain_values(residual_onn
     assert all(one["within"] for one in value["candidates"])
     assert value["chosen"] == result.chosen
     assert dataclasses.asdict(result.best)["name"] == result.chosen
+
+
+def test_training_is_asked_for_only_where_whole_int8_loses_too_much(residual_onnx, images, tmp_path):
+    ptq(residual_onnx, images, tmp_path / "trained.onnx", target="openvino", engines=())
+    made = []
+
+    def train():
+        made.append("qat")
+        return tmp_path / "trained.onnx", None
+
+    def judged(trained_points, whole_points):
+        def points(session):
+            name = str(session.path)
+            if "trained" in name or session.precision == "bf16":
+                return {"top1": trained_points}
+            return {"top1": whole_points if "candidate" in name else 0.9}
+
+        return metric_judge(points, "top1", 1000)
+
+    def search(judge):
+        return compress(
+            residual_onnx, images, tmp_path / "best.onnx", max_drop=1, judge=judge, samples=8,
+            offers=Offers(quantized=train),
+        )  # fmt: skip
+
+    assert "INT8 after QAT" not in [one.name for one in search(judged(0.9, 0.9)).candidates]
+    assert made == []
+    result = search(judged(0.895, 0.5))
+    assert made == ["qat"]
+    trained = next(one for one in result.candidates if one.name == "INT8 after QAT")
+    assert trained.drop == pytest.approx(0.5)
+    assert trained.latency_ms is not None
+
+
+def test_pruned_models_are_tried_in_int8_until_one_loses_too_much(residual_onnx, images, tmp_path):
+    asked = []
+
+    def pruned(ratio):
+        def make():
+            asked.append(ratio)
+            path = tmp_path / f"pruned_{ratio}.onnx"
+            path.write_bytes(residual_onnx.read_bytes())
+            return path
+
+        return ratio, make
+
+    judge = metric_judge(lambda one: {"top1": 0.1 if "pruned_0.4" in str(one.path) else 0.9}, "top1", 1000)
+    result = compress(
+        residual_onnx, images, tmp_path / "best.onnx", max_drop=1, judge=judge, samples=8,
+        offers=Offers(pruned=[pruned(0.2), pruned(0.4), pruned(0.6)]),
+    )  # fmt: skip
+    assert asked == [0.2, 0.4]
+    names = [one.name for one in result.candidates]
+    assert any(name.startswith("pruned by 0.2, INT8") for name in names)
+    assert not any(name.startswith("pruned by 0.4, INT8") for name in names)

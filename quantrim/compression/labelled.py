@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from quantrim.compress.compress import RECIPES, Offers, compress
-from quantrim.compress.judge import Judge, metric_judge
-from quantrim.compress.result import Candidate, CompressResult
-from quantrim.compress.variants import Recipe
+from quantrim.compression.compress import RECIPES, Offers, compress
+from quantrim.compression.judge import Judge, metric_judge
+from quantrim.compression.result import Candidate, CompressResult
+from quantrim.compression.variants import Recipe
 from quantrim.engines import EngineName, Session
 from quantrim.engines.trial import EngineResult
 from quantrim.errors import ConfigError
@@ -79,7 +79,7 @@ def compress_config(
     threads: int = 1,
     on_candidate: Callable[[Candidate], None] = lambda candidate: None,
 ) -> CompressResult:
-    """:func:`quantrim.compress.compress` with the data of a configuration, from an ONNX file or torch weights.
+    """:func:`quantrim.compression.compress` with a configuration's data, from an ONNX file or torch weights.
 
     Args:
         config: model, data, loss, optimizer and schedule.
@@ -96,7 +96,7 @@ def compress_config(
         on_candidate: called with each candidate as soon as it is judged.
 
     Raises:
-        ConfigError: training without weights; and what :func:`quantrim.compress.compress` raises.
+        ConfigError: training without weights; and what :func:`quantrim.compression.compress` raises.
     """
     search = partial(
         compress,

@@ -44,18 +44,16 @@ class Layer:
         name: of its node.
         noise: relative squared error at the outputs when it alone runs in INT8.
         gain_ms: milliseconds that INT8 saves on it; None where the engine gave no time.
-        kept_float: the smallest passing set holds it.
     """
 
     name: str
     noise: float
     gain_ms: float | None
-    kept_float: bool
 
 
 @dataclass(frozen=True, slots=True)
 class CompressResult:
-    """Result of :func:`quantrim.compress.compress`.
+    """Result of :func:`quantrim.compression.compress`.
 
     Attributes:
         output: the chosen file.
@@ -66,7 +64,7 @@ class CompressResult:
         max_drop: points that were allowed.
         candidates: in the order they were tried; FP32 is the first.
         chosen: name of the fastest one within the drop.
-        layers: what a search for float layers went by, the most harmful first; empty without one.
+        layers: what a search for float layers went by, in the order of the network; empty without one.
         verdict: of the chosen INT8 file; None where FP32 or BF16 was chosen.
         notes: what to know before trusting the figures.
         seconds: time of everything.

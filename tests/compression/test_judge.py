@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from quantrim.compress import agreement_judge, metric_judge
+from quantrim.compression import agreement_judge, metric_judge
 from quantrim.engines import Port
 from quantrim.errors import DataError, EngineError
 

@@ -98,19 +98,28 @@ class Variants:
         expected = self._expected[:batches]
         return noise(one.model, one.plan, one.activations, one.weights, self.kept[: len(expected)], expected)
 
-    def gains(self, float_runs: Sequence[LayerRun], int8_runs: Sequence[LayerRun]) -> dict[str, float]:
+    def gains(
+        self, float_profiles: Sequence[Sequence[LayerRun]], int8_profiles: Sequence[Sequence[LayerRun]]
+    ) -> dict[str, float]:
         """Milliseconds that INT8 saves on each layer, by the engine's profiles of the float and the INT8 file.
 
         Below zero where the layer got slower; layers that the engine gives no time for are left out.
         """
-        sides = [{name: run for run in runs for name in run.nodes} for runs in (float_runs, int8_runs)]
-        known: dict[str, float] = {}
-        for layer in self.layers:
-            found = (run_of(self.graph, self.graph.by_name[layer], side) for side in sides)
-            before, after = (None if run is None else run.time_ms for run in found)
-            if before is not None and after is not None:
-                known[layer] = before - after
-        return known
+        before, after = self._times(float_profiles), self._times(int8_profiles)
+        return {
+            layer: before[layer] - after[layer] for layer in self.layers if layer in before and layer in after
+        }
+
+    def _times(self, profiles: Sequence[Sequence[LayerRun]]) -> dict[str, float]:
+        """Median milliseconds of each layer, with what the engine fused into it."""
+        times: dict[str, list[float]] = {}
+        for runs in profiles:
+            by_name = {name: run for run in runs for name in run.nodes}
+            for layer in self.layers:
+                run = run_of(self.graph, self.graph.by_name[layer], by_name)
+                if run is not None and run.time_ms is not None:
+                    times.setdefault(layer, []).append(run.time_ms)
+        return {layer: float(np.median(found)) for layer, found in times.items()}
 
     @cached_property
     def _expected(self) -> list[Mapping[str, np.ndarray]]:
