@@ -212,10 +212,14 @@ def _decoder(port: Port, preprocess: Preprocess | Decode, shape: tuple[int, ...]
 def _decoded(files: Iterable[Path], port: Port, decode: Decode) -> Iterator[Feed]:
     """Samples of image files, decoded ahead of their use in a few threads, in order."""
     waiting: deque[Future[np.ndarray]] = deque()
+
+    def ready(file: Path) -> np.ndarray:
+        return _fit(decode(file), port, f"{file} after its preprocessing")
+
     with ThreadPoolExecutor(_WORKERS) as pool:
         try:
             for file in files:
-                waiting.append(pool.submit(decode, file))
+                waiting.append(pool.submit(ready, file))
                 if len(waiting) >= _AHEAD:
                     yield {port.name: waiting.popleft().result()}
             while waiting:

@@ -204,14 +204,20 @@ def load_transforms(deploy: str | Path) -> Callable[[np.ndarray], np.ndarray]:
     """Preprocessing of a ``deploy.yaml``: RGB uint8 (H, W, 3) → float32 (C, H, W).
 
     Raises:
-        ConfigError: the file is missing or has no ``Deploy.transforms``.
+        ConfigError: the file is missing, has no list ``Deploy.transforms``, or one of them is unknown.
     """
     try:
-        content = yaml.safe_load(Path(deploy).read_text(encoding="utf-8"))
-        specs = content["Deploy"]["transforms"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        specs = yaml.safe_load(Path(deploy).read_text(encoding="utf-8"))["Deploy"]["transforms"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(f"{deploy}: no deploy.yaml with Deploy.transforms ({error}).") from error
-    transforms = [transform_named(spec) for spec in specs]
+    if not isinstance(specs, list):
+        raise ConfigError(
+            f"{deploy}: Deploy.transforms is {specs!r}; it must be a list: [{{type: Normalize}}]."
+        )
+    try:
+        transforms = [transform_named(spec) for spec in specs]
+    except ConfigError as error:
+        raise ConfigError(f"{deploy}: Deploy.transforms: {error}") from error
     generator = np.random.default_rng(0)
 
     def prepare(picture: np.ndarray) -> np.ndarray:

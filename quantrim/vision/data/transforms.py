@@ -44,8 +44,10 @@ def transform_named(spec: Mapping[str, object]) -> Transform:
     """Transform from its YAML form ``{type: Resize, target_size: [512, 512]}``.
 
     Raises:
-        ConfigError: unknown type or argument, or an argument of another type.
+        ConfigError: no mapping, an unknown type or argument, or an argument of another type.
     """
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"transform {spec!r}: it must be a mapping such as {{type: Normalize}}.")
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in spec.items() if key != "type"}
     kind = TRANSFORMS.get(str(spec.get("type")))
     if kind is None:
