@@ -46,8 +46,9 @@ if TYPE_CHECKING:
 #: Samples that run through the float model at once. More gains no speed on a CPU, and the first touch of
 #: fresh memory costs more than the arithmetic.
 MICRO_BATCH = 2
-#: Calibration samples kept for agreement, latency and refinement.
-_KEPT = 32
+#: Calibration samples kept for agreement, latency and refinement, and their bytes at most: outputs of many kept
+#: samples are held at once, and those of a segmentation model are several times as large as its inputs.
+KEPT_SAMPLES, KEPT_BYTES = 32, 64_000_000
 
 Source = "str | Path | torch.nn.Module"
 
@@ -254,11 +255,13 @@ def quantize(
     )
     kept_refinements: list[str] = []
     if "equalize" in refinements:
-        plain, equal = (chosen(m, collect(m, plan.groups, kept)) for m in (model, equalize(model, graph)))
-        if output_noise(equal, kept) < output_noise(plain, kept):
-            model = equal.model
+        equal = equalize(model, graph)
+        observed = (collect(one, plan.groups, kept, shapes=graph.shapes) for one in (model, equal))
+        plain, evened = (chosen(one, found) for one, found in zip((model, equal), observed, strict=True))
+        if output_noise(evened, kept) < output_noise(plain, kept):
+            model = equal
             kept_refinements.append("equalize")
-    sketches = collect(model, plan.groups, feeds)
+    sketches = collect(model, plan.groups, feeds, shapes=graph.shapes)
     quantized = chosen(model, sketches)
     wanted: list[Refinement] = [name for name in REFINEMENTS[1:] if name in refinements]
     if wanted:
@@ -326,8 +329,16 @@ def _feeds(
         preprocess=preprocess,
         shape=shape,
     )
-    kept = list(islice(source, -(-_KEPT // MICRO_BATCH)))  # raises DataError when there is nothing
+    kept = [next(source)]  # raises DataError when there is nothing
+    count = kept_batches(kept[0])
+    kept += islice(source, count - 1)
     return chain(kept, source), kept
+
+
+def kept_batches(feed: Mapping[str, np.ndarray]) -> int:
+    """Batches like this one that are kept."""
+    samples, size = len(next(iter(feed.values()))), sum(array.nbytes for array in feed.values())
+    return max(1, min(-(-KEPT_SAMPLES // samples), KEPT_BYTES // size))
 
 
 def input_ports(model: ir.Model) -> list[Port]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from fnmatch import fnmatchcase
+from itertools import chain
 
 import numpy as np
 import onnx_ir as ir
 
+from quantrim.graph.segments import Segments
 from quantrim.placement.plan import Plan
 from quantrim.ranges import ActivationScale, Algo, Range, Sketch, activation_scale, estimate
-from quantrim.runtime import reference_session, with_outputs
 
 Feed = Mapping[str, np.ndarray]
 Progress = Callable[[int], None]
@@ -22,10 +23,13 @@ def collect(
     tensors: Iterable[str],
     feeds: Iterable[Feed],
     *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
     threads: int | None = None,
     on_batch: Progress | None = None,
 ) -> dict[str, Sketch]:
     """Sketch of each tensor over all batches; memory does not grow with their number.
+
+    With ``shapes``, it does not grow with the number of tensors either: large models run segment by segment.
 
     The counters are filled in a thread of their own while the model already runs on the next batch.
 
@@ -33,6 +37,7 @@ def collect(
         model: float model.
         tensors: names of the tensors to watch.
         feeds: batches by input name.
+        shapes: shapes of the tensors for one batch, as in ``Graph.shapes``.
         threads: threads of the forward pass; None for all cores.
         on_batch: called with the number of samples of each batch that was taken in.
 
@@ -41,17 +46,15 @@ def collect(
         ModelError: ONNX Runtime can't load the model.
     """
     sketches = {tensor: Sketch() for tensor in tensors}
-    session = reference_session(with_outputs(model, sketches), threads=threads)
-    names = [output.name for output in session.get_outputs() if output.name in sketches]
+    segments = Segments(model, sketches, shapes, threads=threads)
     pending: Future[None] | None = None
     with ThreadPoolExecutor(1) as pool:
         for feed in feeds:
-            made = session.run(names, dict(feed)) if names else []  # no names would mean all outputs
-            values = dict(zip(names, made, strict=True))
-            values |= {name: array for name, array in feed.items() if name in sketches}
-            if pending is not None:
-                pending.result()
-            pending = pool.submit(_take_in, sketches, values)
+            given = {name: array for name, array in feed.items() if name in sketches}
+            for values in chain([given], segments.run(feed)):
+                if pending is not None:
+                    pending.result()
+                pending = pool.submit(_take_in, sketches, values)
             if on_batch is not None:
                 on_batch(len(next(iter(feed.values()))))
         if pending is not None:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from quantrim.errors import ConfigError
 from quantrim.export.qdq import save_model
 from quantrim.files import atomic_path, require_onnx_output, size_mb
 from quantrim.graph import normalize, prove_equal, read_onnx
-from quantrim.post_training import MICRO_BATCH, as_onnx, input_ports
+from quantrim.post_training import MICRO_BATCH, as_onnx, input_ports, kept_batches
 from quantrim.quantized import ranges_path
 from quantrim.targets import target_named
 
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
 #: Tried in this order while whole INT8 loses too much; none of them costs latency.
 RECIPES = (Recipe("mse"), Recipe("hist"), Recipe("kl"), Recipe("mse", ("equalize", "bias")))
-#: Samples kept for shapes, refinement and the ranking of layers.
-_KEPT = 16
 #: Profiles of a file; the median of a layer's times counts.
 _PROFILES = 3
 #: A layer got slower when INT8 takes this share of the whole float model more than float did.
@@ -121,7 +120,7 @@ def compress(
                 f"One of the {judge.images} pictures is worth {judge.step:.2g} points, more than may be lost; "
                 "judge on more of them."
             )
-        kept = calibration.first(_KEPT)
+        kept = list(islice(calibration, kept_batches(next(iter(calibration)))))
         rules = target_named(engine)
 
         def variants_of(float_model: ir.Model) -> Variants:

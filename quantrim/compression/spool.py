@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +39,6 @@ class Spool:
         for path in self.paths:
             with np.load(path) as arrays:
                 yield {name: arrays[f"arr_{index}"] for index, name in enumerate(self.names)}
-
-    def first(self, samples: int) -> list[dict[str, np.ndarray]]:
-        """Batches that hold at least so many samples, or all."""
-        counts = np.cumsum(self.sizes)
-        return list(islice(self, int(np.searchsorted(counts, samples)) + 1))
 
     def split(self, samples: int) -> tuple[Spool, Spool]:
         """So many samples, spread evenly over all, and the rest; twice the whole where there is no rest."""

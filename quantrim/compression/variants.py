@@ -24,6 +24,7 @@ from quantrim.targets import Target
 
 Feed = Mapping[str, np.ndarray]
 _LINEAR = frozenset({"conv", "conv_transpose", "linear", "matmul"})
+_RANKING_BATCHES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +93,11 @@ class Variants:
         save_quantized(quantized, self.target, path)
         return quantized.plan
 
-    def noise_alone(self, layer: str, algo: Algo, batches: int = 4) -> float:
-        """Relative squared error at the outputs when this layer alone runs in INT8, on the first batches."""
+    def noise_alone(self, layer: str, algo: Algo) -> float:
+        """Relative squared error at the outputs when this layer alone runs in INT8, on a few batches."""
         one = self._decided(algo, frozenset(self.layers) - {layer}, equal=False)
-        expected = self._expected[:batches]
-        return noise(one.model, one.plan, one.activations, one.weights, self.kept[: len(expected)], expected)
+        feeds, expected = self.kept[:_RANKING_BATCHES], self._expected
+        return noise(one.model, one.plan, one.activations, one.weights, feeds, expected)
 
     def gains(
         self, float_profiles: Sequence[Sequence[LayerRun]], int8_profiles: Sequence[Sequence[LayerRun]]
@@ -123,7 +124,7 @@ class Variants:
 
     @cached_property
     def _expected(self) -> list[Mapping[str, np.ndarray]]:
-        return list(run_batches(self.model, self.kept))
+        return list(run_batches(self.model, self.kept[:_RANKING_BATCHES]))
 
     @cached_property
     def _equal(self) -> ir.Model:
@@ -144,5 +145,5 @@ class Variants:
         known = self._sketches.setdefault(equal, {})
         missing = {*(() if known else self.plan.groups), *plan.groups} - known.keys()
         if missing:
-            known |= collect(model, missing, self.feeds())
+            known |= collect(model, missing, self.feeds(), shapes=self.graph.shapes)
         return known

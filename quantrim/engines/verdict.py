@@ -141,41 +141,48 @@ def agreement(float_session: Session, int8_session: Session, feeds: Sequence[Fee
         int8_session: the quantized file on its engine.
         feeds: inputs; at least one.
     """
-    expected = [float_session.run(feed) for feed in feeds]
-    got = [int8_session.run(feed) for feed in feeds]
-    pairs = zip(float_session.outputs, int8_session.outputs, strict=True)
-    return tuple(
-        _compare(one.name, [e[one.name] for e in expected], [g[two.name] for g in got]) for one, two in pairs
-    )
+    pairs = [(one.name, two.name) for one, two in zip(float_session.outputs, int8_session.outputs, strict=True)]
+    compared = {name: _Compared() for name, _ in pairs}
+    for feed in feeds:  # answers of large models are not held
+        expected, got = float_session.run(feed), int8_session.run(feed)
+        for name, other in pairs:
+            compared[name].add(expected[name], got[other])
+    return tuple(one.agreement(name) for name, one in compared.items())
 
 
-def _compare(name: str, expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> Agreement:
-    pairs = [
-        (e.reshape(len(e), -1).astype(np.float64), g.reshape(len(g), -1).astype(np.float64))
-        for e, g in zip(expected, got, strict=True)
-    ]
-    dots = np.concatenate([np.einsum("ij,ij->i", e, g) for e, g in pairs])
-    norms = np.concatenate([np.linalg.norm(e, axis=1) * np.linalg.norm(g, axis=1) for e, g in pairs])
-    signal = sum(float(np.square(e).sum()) for e, _ in pairs)
-    noise = sum(float(np.square(e - g).sum()) for e, g in pairs)
-    return Agreement(
-        output=name,
-        cosine=float(np.mean(np.where(norms > 0, dots / np.maximum(norms, 1e-30), 1.0))),
-        sqnr_db=sqnr_db(signal, noise),
-        top1=_top1(expected, got),
-    )
+class _Compared:
+    """Sums over the answers of two models to the same batches."""
+
+    def __init__(self) -> None:
+        self.cosines: list[np.ndarray] = []
+        self.same: list[float] = []
+        self.signal = self.noise = 0.0
+
+    def add(self, expected: np.ndarray, got: np.ndarray) -> None:
+        """Take in one batch."""
+        e, g = (array.reshape(len(array), -1).astype(np.float64) for array in (expected, got))
+        norms = np.linalg.norm(e, axis=1) * np.linalg.norm(g, axis=1)
+        dots = np.einsum("ij,ij->i", e, g)
+        self.cosines.append(np.where(norms > 0, dots / np.maximum(norms, 1e-30), 1.0))
+        self.signal += float(np.square(e).sum())
+        self.noise += float(np.square(e - g).sum())
+        if expected.ndim > 1 and expected.shape[1] > 1 and np.issubdtype(expected.dtype, np.floating):
+            self.same.append(float(np.mean(expected.argmax(axis=1) == got.argmax(axis=1))))
+
+    def agreement(self, output: str) -> Agreement:
+        """What the sums say."""
+        sizes = [len(batch) for batch in self.cosines]
+        return Agreement(
+            output=output,
+            cosine=float(np.concatenate(self.cosines).mean()),
+            sqnr_db=sqnr_db(self.signal, self.noise),
+            top1=float(np.average(self.same, weights=sizes)) if self.same else None,
+        )
 
 
 def sqnr_db(signal: float, noise: float) -> float:
     """10 log10(signal / noise), limited to 200 so that it can be written as JSON."""
     return float(min(200.0, 10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30))))
-
-
-def _top1(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float | None:
-    if expected[0].ndim < 2 or expected[0].shape[1] < 2 or not np.issubdtype(expected[0].dtype, np.floating):
-        return None
-    same = [np.mean(e.argmax(axis=1) == g.argmax(axis=1)) for e, g in zip(expected, got, strict=True)]
-    return float(np.average(same, weights=[len(e) for e in expected]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,15 +87,35 @@ def observed_shapes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
         str(value.name)
         for node in model.graph
         for value in node.outputs
-        if value.name and value.dtype in (ir.DataType.FLOAT, None)
+        if value.name and value.dtype in (ir.DataType.FLOAT, None) and _is_tensor(value, node)
     ]
-    session = reference_session(with_outputs(model, floats))
-    names = [output.name for output in session.get_outputs()]
+    session = reference_session(_returning_shapes(model, floats))
+    found = session.run([_shape_name(name) for name in floats], dict(feed)) if floats else []
     shapes = {name: tuple(array.shape) for name, array in feed.items()}
-    for name, array in zip(names, session.run(names, dict(feed)), strict=True):
-        if isinstance(array, np.ndarray):
-            shapes[name] = tuple(array.shape)
-    return shapes
+    return shapes | {name: tuple(map(int, shape)) for name, shape in zip(floats, found, strict=True)}
+
+
+def _is_tensor(value: ir.Value, node: ir.Node) -> bool:
+    if value.type is not None:
+        return isinstance(value.type, ir.TensorType)
+    return not node.op_type.startswith(("Sequence", "SplitToSequence", "Optional")) and not subgraphs(node)
+
+
+def _returning_shapes(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """Copy of a model that returns the shapes of tensors, so that none of them outlives its last use."""
+    copy = with_outputs(model, ())
+    values = {value.name: value for node in copy.graph for value in node.outputs}
+    for name in names:
+        shape = ir.node("Shape", [values[name]], name=_shape_name(name))
+        shape.outputs[0].name = _shape_name(name)
+        shape.outputs[0].dtype = ir.DataType.INT64
+        copy.graph.append(shape)
+        copy.graph.outputs.append(shape.outputs[0])
+    return copy
+
+
+def _shape_name(name: str) -> str:
+    return f"{name}__shape"
 
 
 def _node(node: ir.Node, constants: Collection[str | None]) -> Node:
