@@ -99,7 +99,8 @@ def calibration_feeds(
             arrays, or an iterable of samples or batches (arrays, tensors, (input, label) pairs, or dicts
             by input name).
         ports: inputs of the model.
-        samples: use at most so many samples; None for all.
+        samples: use at most so many samples; None for all. Those of a folder are spread over its sorted files,
+            which often lie class by class; anything else is taken from its beginning.
         batch_size: samples a batch where the model's batch axis is open.
         preprocess: for images: a :class:`Preprocess`, or a function path → CHW float32 array.
         shape: shape of the first input, where its height and width are dynamic.
@@ -113,7 +114,7 @@ def calibration_feeds(
     if samples is not None and samples < 1:
         raise DataError(f"samples is {samples}; calibration needs at least one.")
     fixed = ports[0].shape[0] if ports[0].shape else None
-    arrays = _samples(source, ports, preprocess, shape)
+    arrays = _samples(source, ports, preprocess, shape, samples)
     if samples is not None:
         arrays = islice(arrays, samples)
     count = 0
@@ -142,7 +143,11 @@ def _shapes(feed: Feed) -> list[tuple[int, ...]]:
 
 
 def _samples(
-    source: Any, ports: Sequence[Port], preprocess: Preprocess | Decode, shape: tuple[int, ...] | None
+    source: Any,
+    ports: Sequence[Port],
+    preprocess: Preprocess | Decode,
+    shape: tuple[int, ...] | None,
+    count: int | None,
 ) -> Iterator[Feed]:
     """Single samples (without batch axis) by input name."""
     if isinstance(source, str | Path):
@@ -154,6 +159,8 @@ def _samples(
         if len(ports) > 1:
             raise DataError(f"{path}: the model has {len(ports)} inputs; give an .npz with one array each.")
         files = image_files(path)
+        if path.is_dir() and count is not None and count < len(files):
+            files = [files[number * len(files) // count] for number in range(count)]
         return _decoded(files, ports[0], _decoder(ports[0], preprocess, shape))
     if isinstance(source, np.ndarray):
         return _from_rows({ports[0].name: source}, ports, "array")

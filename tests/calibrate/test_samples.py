@@ -31,6 +31,22 @@ def test_a_folder_gives_every_image_once_prepared_for_the_input(picture_folder):
     assert feeds[0]["image"].dtype == np.float32
 
 
+def test_few_samples_of_a_folder_are_spread_over_it_and_of_a_list_are_its_first(tmp_path):
+    for index in range(10):  # two classes of five, one after the other
+        (tmp_path / f"class_{index // 5}").mkdir(exist_ok=True)
+        Image.new("L", (8, 8), 20 * index).save(tmp_path / f"class_{index // 5}" / f"{index}.png")
+    (tmp_path / "list.txt").write_text("\n".join(f"class_{index // 5}/{index}.png" for index in range(10)))
+    plain = Preprocess(mean=(0, 0, 0), std=(1 / 255,) * 3, fit="stretch")
+
+    def greys(source, samples):
+        feeds = calibration_feeds(source, [PORT], samples=samples, preprocess=plain)
+        return [round(float(image.mean()) / 20) for feed in feeds for image in feed["image"]]
+
+    assert greys(tmp_path, 4) == [0, 2, 5, 7]
+    assert greys(tmp_path, 99) == list(range(10))
+    assert greys(tmp_path / "list.txt", 4) == [0, 1, 2, 3]
+
+
 def test_preprocessing_scales_and_normalises_in_rgb_order(tmp_path):
     Image.new("RGB", (8, 8), (255, 0, 51)).save(tmp_path / "a.png")
     pre = Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), fit="stretch")
