@@ -1,9 +1,11 @@
 """Time and memory of whole post-training quantization: quantrim beside NNCF and ONNX Runtime.
 
-    python benchmarks/calibration.py [--images 100] [--many 2000] [--peers]
+    python benchmarks/calibration.py [--images 100] [--many 2000] [--large]
 
 MobileNetV1, 224x224, all threads. Each row runs in a process of its own; memory is what that process grew
-by, above the model and one image, at its peak. The bare forward pass is the floor.
+by, above the model and one image, at its peak. The bare forward pass is the floor. ``--large`` quantizes
+DeepLabV3+ at 1024x2048 on four images instead, all of whose activations take more than 24 GB, and prints the
+whole peak of the process.
 """
 
 from __future__ import annotations
@@ -97,6 +99,22 @@ def child(name: str, count: int) -> None:
     print("RESULT " + json.dumps({"seconds": seconds, "grown_mb": grown / 1e3}))
 
 
+def large() -> None:
+    """DeepLabV3+ at 1024x2048 with the default settings."""
+    from results_speed import SIZES, segmentation_file
+
+    from quantrim.post_training import ptq
+
+    folder = Path("build/results/models")
+    path = segmentation_file("deeplabv3p_resnet50_os8", "1024x2048", folder)
+    images = np.random.default_rng(0).standard_normal((4, 3, *SIZES["1024x2048"])).astype(np.float32)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as output:
+        ptq(path, images, Path(output) / "q.onnx", engines=())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"DeepLabV3+ at 1024x2048, 4 images: {time.perf_counter() - start:.0f} s, peak {peak:.1f} GB")
+
+
 def measure(name: str, count: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--child", name, "--images", str(count)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -111,13 +129,17 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--many", type=int, default=0, help="also run quantrim kl on so many images")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--large", action="store_true")
     parser.add_argument("--child")
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments.child, arguments.images)
         return
-    model_file(MODEL)
     print(describe_machine().line())
+    if arguments.large:
+        large()
+        return
+    model_file(MODEL)
     floor = None
     for name in arguments.rows:
         row = measure(name, arguments.images)
