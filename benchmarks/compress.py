@@ -3,8 +3,8 @@
     python benchmarks/compress.py [--drops 2 4] [--images 200] [--json FILE]
 
 EfficientNet-Lite0 with ImageNet weights on crops of real photographs. There are no labels, so accuracy is the
-share of crops that get FP32's class; the same crops calibrate and the same others judge for both. The finished files
-race in turns on OpenVINO, one thread. NNCF 3.4 searches with ``quantize_with_accuracy_control``, which ranks
+share of crops that get FP32's class; the same crops calibrate and the same others judge for both. The finished
+files race in turns on OpenVINO, one thread. NNCF searches with ``quantize_with_accuracy_control``, which ranks
 quantizers by the metric itself.
 """
 

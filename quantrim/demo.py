@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import cv2
-import numpy as np
 
 from quantrim.calibrate.samples import Feed
 from quantrim.engines import open_session
@@ -17,14 +13,17 @@ from quantrim.files import write_json
 from quantrim.inspection import inspect
 from quantrim.post_training import PtqResult, ptq
 from quantrim.report import write_report
+from quantrim.vision.comparison import compare, examples_of_set
 from quantrim.vision.config import load_config
 from quantrim.vision.data.datasets import VisionData
-from quantrim.vision.evaluate import classes_of, engine_predictor, evaluate, torch_predictor
-from quantrim.vision.runs import PALETTE, best_key, export, load, train_config
+from quantrim.vision.evaluate import engine_predictor, evaluate, torch_predictor
+from quantrim.vision.runs import best_key, export, load, train_config
 from quantrim.vision.train import TrainSettings
 
 #: The demo's configuration, shipped inside the package.
 CONFIG = Path(__file__).parent / "vision" / "demo.yml"
+#: Pictures in the report.
+_SHOWN = 4
 
 Say = Callable[[str], None]
 
@@ -85,6 +84,7 @@ def demo(
     for name, value in accuracy.items():
         say(f"   mIoU {value:.4f}  {name}")
     checked = inspect(int8, against=fp32, data=calibration[:4], samples=4)
+    predictors = {name: engine_predictor(open_session(path)) for name, path in (("FP32", fp32), ("INT8", int8))}
     result = quantized.to_json() | {
         "accuracy": [
             {"name": engine, "fp32": accuracy[f"{engine} FP32"], "int8": accuracy[f"{engine} INT8"]}
@@ -92,7 +92,7 @@ def demo(
         ],
         "layers": checked.to_json()["layers"],
         "training": list(trained.history),
-        "pictures": _pictures(loaded.data, fp32, int8, folder / "predictions"),
+        "pictures": compare(predictors, examples_of_set(loaded.data, _SHOWN), "segmentation"),
     }
     write_json(folder / "result.json", result)
     write_report(folder / "report.html", "BiSeNetV2 on generated fundus pictures", result)
@@ -113,24 +113,3 @@ def _accuracy(data: VisionData, model: Any, fp32: Path, int8: Path, limit: int |
             predict = engine_predictor(open_session(path, engine))
             found[f"{engine} {name}"] = evaluate(predict, data, limit=limit)["mIoU"]
     return {name: float(value) for name, value in found.items()}  # type: ignore[arg-type]
-
-
-def _pictures(data: VisionData, fp32: Path, int8: Path, folder: Path, count: int = 4) -> list[dict[str, str]]:
-    """Pictures with the FP32 and INT8 predictions and the truth over them, as data for the report."""
-    predictors = {name: engine_predictor(open_session(path)) for name, path in (("fp32", fp32), ("int8", int8))}
-    made = []
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(min(count, len(data))):
-        sample, truth = data.sample(index)
-        picture, _ = data.source[index]
-        images = np.ascontiguousarray(sample.image.transpose(2, 0, 1)[None], np.float32)
-        overlays = {"truth": np.asarray(truth)}
-        overlays |= {name: classes_of(predict(images)[0], sample) for name, predict in predictors.items()}
-        entry = {"caption": f"validation picture {index}"}
-        for name, classes in overlays.items():
-            mixed = np.where(classes[..., None] > 0, 0.5 * picture + 0.5 * PALETTE[classes], picture)
-            png = cv2.imencode(".png", mixed.astype(np.uint8)[:, :, ::-1])[1].tobytes()
-            (folder / f"{index}_{name}.png").write_bytes(png)
-            entry[f"{name}_png_base64"] = base64.b64encode(png).decode()
-        made.append(entry)
-    return made

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantrim.report.charts import Bar, bars, columns
-from quantrim.report.engines import engine_name, engine_sections, fallback_sections
+from quantrim.report.engines import engine_name, engine_sections, fallback_sections, picture_sections
 from quantrim.report.html import Section, View, facts, folded, joined, paragraph, table
 
 _LAYERS = 12
@@ -20,6 +20,7 @@ def view(result: Mapping[str, Any]) -> View:
         _file(result),
         _candidates(result),
         *_layers(result["layers"], _chosen(result)["float_layers"]),
+        *picture_sections(result),
         *engine_sections(result),
         *fallback_sections([engine["verdict"] for engine in result["engines"]]),
     ]

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from quantrim.engines.verdict import NAMES
 from quantrim.report.advice import recommendation, what_would_help
 from quantrim.report.charts import Bar, Line, bars, columns, lines
-from quantrim.report.html import Section, bullets, joined, paragraph, percent, table
+from quantrim.report.html import Section, bullets, joined, paragraph, percent, png, table, tile, tiles
 
 _LINEAR = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 _FALLBACKS = 40
@@ -77,6 +77,19 @@ def layer_sections(layers: Sequence[Mapping[str, Any]]) -> list[Section]:
         table(("tensor with the largest error", "op", "SQNR dB", "cosine"), rows, left=2),
     )
     return [Section("Signal to quantization noise, layer by layer", body, wide=True)]
+
+
+def picture_sections(result: Mapping[str, Any]) -> list[Section]:
+    """What the float and the quantized file make of a few pictures; nothing where none were compared."""
+    figures = [
+        tile(
+            png(view["png_base64"], f"{one['caption']} {view['name']}".strip()),
+            f"{one['caption']}: " + ", ".join(filter(None, (view["name"], view["text"]))),
+        )
+        for one in result.get("pictures", ())
+        for view in one["views"]
+    ]
+    return [Section("Predictions", tiles(figures), wide=True)] if figures else []
 
 
 def training_section(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantrim.report.charts import Bar, bars, curve, widths
-from quantrim.report.engines import training_section
+from quantrim.report.engines import picture_sections, training_section
 from quantrim.report.html import Section, View, folded, joined, paragraph, percent, table, tile, tiles
 
 _OPEN_WIDTHS = 24
@@ -28,6 +28,7 @@ def view(result: Mapping[str, Any]) -> View:
         _cost(result),
         _metric(result, key or "metric"),
         *([training] if training else []),
+        *picture_sections(result),
         *_widths(result["groups"]),
         *_sensitivity(result.get("sensitivity"), result["groups"]),
         *_frozen(result["frozen"]),

@@ -11,12 +11,12 @@ from quantrim.report.engines import (
     engine_sections,
     fallback_sections,
     layer_sections,
+    picture_sections,
     training_section,
 )
-from quantrim.report.html import Section, View, facts, joined, paragraph, png, table, tile, tiles
+from quantrim.report.html import Section, View, facts, joined, paragraph, table, tile, tiles
 
 _HISTOGRAMS = 24
-_OVERLAYS = {"truth": "truth", "fp32": "FP32", "int8": "INT8"}
 
 
 def view(result: Mapping[str, Any]) -> View:
@@ -27,7 +27,7 @@ def view(result: Mapping[str, Any]) -> View:
         *engine_sections(result),
         _file(result),
         *_accuracy(result.get("accuracy", ())),
-        *_pictures(result.get("pictures", ())),
+        *picture_sections(result),
         *([training] if training else []),
         *fallback_sections([engine["verdict"] for engine in engines]),
         *layer_sections(result.get("layers", ())),
@@ -62,17 +62,6 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
         cells.append((engine_name(row["name"]), f"{fp32:.4f}", f"{int8:.4f}", f"{int8 - fp32:+.4f}"))
     body = table(("engine", "FP32", "INT8", "difference"), cells)
     return [Section("Accuracy on validation pictures (mIoU)", body, wide=True)]
-
-
-def _pictures(pictures: Sequence[Mapping[str, str]]) -> list[Section]:
-    if not pictures:
-        return []
-    figures = [
-        tile(png(one[f"{kind}_png_base64"], f"{one['caption']}, {name}"), f"{one['caption']}: {name}")
-        for one in pictures
-        for kind, name in _OVERLAYS.items()
-    ]
-    return [Section("Predictions", tiles(figures), wide=True)]
 
 
 def _histograms(histograms: Sequence[Mapping[str, Any]]) -> list[Section]:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from quantrim.report.engines import engine_name, engine_sections, fallback_sections, training_section
+from quantrim.report.engines import (
+    engine_name,
+    engine_sections,
+    fallback_sections,
+    picture_sections,
+    training_section,
+)
 from quantrim.report.html import Section, View, facts, joined, paragraph, percent, table
 
 
@@ -22,6 +28,7 @@ def view(result: Mapping[str, Any]) -> View:
     sections = [
         _accuracy(result),
         *([training] if training else []),
+        *picture_sections(result),
         *engine_sections(result),
         _file(result),
         *fallback_sections([engine["verdict"] for engine in engines]),

@@ -83,6 +83,18 @@ class Result:
                 f"({type(error).__name__}: {error}). Run the command again."
             ) from error
 
+    @property
+    def output(self) -> Path | None:
+        """The .onnx file that it is about; None for a bench and for a dry run."""
+        if not isinstance(self.value, Mapping) or not self.value.get("output"):
+            return None
+        path = Path(str(self.value["output"]))
+        return path if path.suffix == ".onnx" else path / "model.onnx"
+
+    def with_pictures(self, pictures: Sequence[Mapping[str, Any]]) -> Result:
+        """The same with predictions of :func:`quantrim.vision.comparison.compare`."""
+        return _with(self, "pictures", pictures)
+
     def files(self) -> list[Path]:
         """Files that it names or that stand beside its output, those that exist."""
         kind = KINDS[self.command]

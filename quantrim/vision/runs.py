@@ -200,14 +200,30 @@ def write_deploy(model_path: Path, loaded: Loaded, output_op: str) -> None:
     write_text(model_path.with_name("deploy.yaml"), yaml.safe_dump(content, sort_keys=False))
 
 
-def load_transforms(deploy: str | Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Preprocessing of a ``deploy.yaml``: RGB uint8 (H, W, 3) → float32 (C, H, W).
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What a ``deploy.yaml`` says of a model.
+
+    Attributes:
+        transforms: preprocessing, in order.
+        task: "segmentation" or "classification"; None where the file does not say.
+        class_names: names of the classes, none where it does not say.
+    """
+
+    transforms: tuple[Transform, ...]
+    task: str | None
+    class_names: tuple[str, ...]
+
+
+def read_deployment(deploy: str | Path) -> Deployment:
+    """Read a ``deploy.yaml``.
 
     Raises:
         ConfigError: the file is missing, has no list ``Deploy.transforms``, or one of them is unknown.
     """
     try:
-        specs = yaml.safe_load(Path(deploy).read_text(encoding="utf-8"))["Deploy"]["transforms"]
+        section = yaml.safe_load(Path(deploy).read_text(encoding="utf-8"))["Deploy"]
+        specs = section["transforms"]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(f"{deploy}: no deploy.yaml with Deploy.transforms ({error}).") from error
     if not isinstance(specs, list):
@@ -215,9 +231,19 @@ def load_transforms(deploy: str | Path) -> Callable[[np.ndarray], np.ndarray]:
             f"{deploy}: Deploy.transforms is {specs!r}; it must be a list: [{{type: Normalize}}]."
         )
     try:
-        transforms = [transform_named(spec) for spec in specs]
+        transforms = tuple(transform_named(spec) for spec in specs)
     except ConfigError as error:
         raise ConfigError(f"{deploy}: Deploy.transforms: {error}") from error
+    return Deployment(transforms, section.get("task"), tuple(map(str, section.get("classes") or ())))
+
+
+def load_transforms(deploy: str | Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Preprocessing of a ``deploy.yaml``: RGB uint8 (H, W, 3) → float32 (C, H, W).
+
+    Raises:
+        ConfigError: as :func:`read_deployment`.
+    """
+    transforms = read_deployment(deploy).transforms
     generator = np.random.default_rng(0)
 
     def prepare(picture: np.ndarray) -> np.ndarray:
@@ -261,7 +287,7 @@ def predict_files(
         sample = apply(transforms, Sample(shown.astype(np.float32)), generator)
         scores = predict(np.ascontiguousarray(sample.image.transpose(2, 0, 1)[None], np.float32))[0]
         if task == "classification":
-            results.append({"image": str(path), "classes": _ranked(scores, class_names)})
+            results.append({"image": str(path), "classes": ranked(scores, class_names)})
             continue
         classes = classes_of(scores, sample)
         write_prediction(picture, classes, Path(save_dir), _below(path, Path(source)))
@@ -283,13 +309,19 @@ def write_prediction(picture: np.ndarray, classes: np.ndarray, save_dir: Path, n
     indices = (classes % len(PALETTE)).astype(np.uint8)
     colors = Image.fromarray(indices).convert("P")
     colors.putpalette(PALETTE.tobytes())
-    overlay = Image.fromarray((0.6 * picture + 0.4 * PALETTE[indices]).astype(np.uint8))
+    overlay = Image.fromarray(overlaid(picture, indices))
     for folder, image in (("added_prediction", overlay), ("pseudo_color_prediction", colors)):
         with atomic_path(save_dir / folder / name.with_suffix(".png")) as temporary:
             image.save(temporary)
 
 
-def _ranked(scores: np.ndarray, names: Sequence[str], count: int = 5) -> list[Mapping[str, Any]]:
+def overlaid(picture: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """60 % picture and 40 % the colours of the classes, uint8 (H, W, 3)."""
+    return (0.6 * picture + 0.4 * PALETTE[classes.astype(np.int64) % len(PALETTE)]).astype(np.uint8)
+
+
+def ranked(scores: np.ndarray, names: Sequence[str], count: int = 5) -> list[Mapping[str, Any]]:
+    """The likeliest classes of logits (classes,), with their soft-max probabilities."""
     shares = np.exp(scores - scores.max())
     shares /= shares.sum()
     order = np.argsort(-shares)[:count]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from quantrim.cli import app
@@ -57,9 +58,7 @@ def test_weights_become_the_fastest_file_with_its_preprocessing(config, weights,
     assert 100 * json.loads(judged.stdout)["metrics"]["mIoU"] == pytest.approx(value["metric"]["chosen"])
 
 
-def test_a_file_is_judged_by_pictures_without_labels_and_has_a_report(
-    residual_onnx, images, tmp_path
-):
+def test_a_file_is_judged_by_pictures_without_labels_and_has_a_report(residual_onnx, images, tmp_path):
     np.save(tmp_path / "images.npy", images)
     words = ["--data", tmp_path / "images.npy", "--max-drop", 20, "--samples", 8, "--images", 16]
     output = tmp_path / "best.onnx"
@@ -109,3 +108,23 @@ def test_an_onnx_file_cannot_be_trained(config, tmp_path):
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert "an ONNX file can't be trained" in str(done.exception)
     assert not (tmp_path / "best.onnx").exists()
+
+
+def test_the_report_shows_predictions_of_a_folder_and_of_a_validation_set(config, weights, tmp_path):
+    loaded = load(load_config(config), weights)
+    export(loaded, tmp_path / "m.onnx")
+    done = CliRunner().invoke(app, [str(word) for word in (
+        "ptq", tmp_path / "m.onnx", "--data", config, "-o", tmp_path / "q.onnx", "--samples", 4,
+        "--engine", "openvino", "--json", tmp_path / "ptq.json")])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (tmp_path / "photos").mkdir()
+    picture, _ = loaded.data.source[0]
+    Image.fromarray(picture).save(tmp_path / "photos" / "eye.png")
+    for images, words in ((config, "validation picture 3: INT8"), (tmp_path / "photos", "eye.png: INT8")):
+        page = tmp_path / "page.html"
+        arguments = ["report", tmp_path / "ptq.json", "-o", page, "--against", tmp_path / "m.onnx"]
+        done = CliRunner().invoke(app, [str(word) for word in (*arguments, "--images", images)])
+        assert done.exit_code == 0, done.output + str(done.exception)
+        assert words in page.read_text()
+    alone = CliRunner().invoke(app, [str(word) for word in arguments])
+    assert "go together" in str(alone.exception)
