@@ -7,7 +7,7 @@ still computed once.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,35 +136,59 @@ def _segment(
 ) -> _Segment:
     made = {str(value.name): value for node in nodes for value in node.outputs if value.name}
     read = dict.fromkeys(name for node in nodes for name in _reads(node) if name not in made)
-    constants = model.graph.initializers
-    fed = tuple(name for name in read if name not in constants)
+    fed = tuple(name for name in read if name not in model.graph.initializers)
     returned = tuple(name for name in made if name in needed)
-    tensors = []
-    for name in read:
-        if name in constants:
-            tensors.append(ir.serde.serialize_tensor(constants[name].const_value))  # type: ignore[arg-type]
-            tensors[-1].name = name
+    options = ort.SessionOptions()
+    options.enable_cpu_mem_arena = False  # the arenas of all segments together would hold every tensor again
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    dtypes = {name: onnx.helper.np_dtype_to_tensor_dtype(live[name].dtype) for name in fed}
+    protos = [ir.serde.serialize_node(node) for node in nodes]
+    return _Segment(
+        part_session(model, protos, dtypes, read.keys() - set(fed), returned, options), fed, returned
+    )
+
+
+def part_session(
+    model: ir.Model,
+    nodes: Sequence[onnx.NodeProto],
+    fed: Mapping[str, int],
+    constants: Iterable[str],
+    returned: Iterable[str],
+    options: ort.SessionOptions | None = None,
+) -> ort.InferenceSession:
+    """Session of some nodes of a model, on the CPU.
+
+    Args:
+        model: gives constants, opsets and IR version.
+        nodes: in topological order.
+        fed: names of the inputs → ONNX element types; any shape.
+        constants: initializers of the model that are built in.
+        returned: names of the outputs.
+        options: ONNX Runtime's.
+
+    Raises:
+        ModelError: ONNX Runtime refuses them.
+    """
+    tensors = [_initializer(model, name) for name in constants]
     graph = onnx.helper.make_graph(
-        [ir.serde.serialize_node(node) for node in nodes],
-        "segment",
-        [
-            onnx.helper.make_tensor_value_info(
-                name, onnx.helper.np_dtype_to_tensor_dtype(live[name].dtype), [None] * live[name].ndim
-            )
-            for name in fed
-        ],
+        list(nodes),
+        "part",
+        [onnx.helper.make_tensor_value_info(name, dtype, None) for name, dtype in fed.items()],
         [onnx.helper.make_empty_tensor_value_info(name) for name in returned],
         tensors,
     )
     opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
     proto = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
-    options = ort.SessionOptions()
+    options = options or ort.SessionOptions()
     options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False  # the arenas of all segments together would hold every tensor again
-    if threads is not None:
-        options.intra_op_num_threads = threads
     try:
-        session = ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
+        return ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises many types of its own
         raise ModelError(f"ONNX Runtime can't load a part of the model: {refusal(error)}") from error
-    return _Segment(session, fed, returned)
+
+
+def _initializer(model: ir.Model, name: str) -> onnx.TensorProto:
+    tensor = ir.serde.serialize_tensor(model.graph.initializers[name].const_value)  # type: ignore[arg-type]
+    tensor.name = name
+    return tensor

@@ -18,6 +18,7 @@ import onnxruntime as ort
 
 from quantrim.export.qdq import WeightCodes
 from quantrim.graph.from_onnx import captured
+from quantrim.graph.segments import part_session
 from quantrim.graph.view import Graph, Node
 from quantrim.placement.plan import Plan
 from quantrim.ranges import ActivationScale
@@ -203,25 +204,12 @@ def _session(
         proto.input.append("__bias")
     read = [name for name in dict.fromkeys([*proto.input, *captured(operator)]) if name]
     fixed = [name for name in read if name in model.graph.initializers and name not in free]
-    constants = [ir.serde.serialize_tensor(model.graph.initializers[name].const_value) for name in fixed]  # type: ignore[arg-type]
-    for tensor, name in zip(constants, fixed, strict=True):
-        tensor.name = name
     fed = [name for name in read if name not in fixed]
-    graph = onnx.helper.make_graph(
-        [proto],
-        "node",
-        [_value_info(model, operator, name) for name in fed],
-        [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output if name],
-        constants,
-    )
-    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
-    single = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    return ort.InferenceSession(single.SerializeToString(), options, ["CPUExecutionProvider"]), fed
+    dtypes = {name: _dtype(operator, name) for name in fed}
+    return part_session(model, [proto], dtypes, fixed, [name for name in proto.output if name]), fed
 
 
-def _value_info(model: ir.Model, operator: ir.Node, name: str) -> onnx.ValueInfoProto:
+def _dtype(operator: ir.Node, name: str) -> int:
+    """ONNX element type of an input; float32 where the file does not say."""
     dtype = next((value.dtype for value in operator.inputs if value is not None and value.name == name), None)
-    code = int(dtype) if dtype is not None else onnx.TensorProto.FLOAT
-    return onnx.helper.make_tensor_value_info(name, code, None)
+    return onnx.TensorProto.FLOAT if dtype is None else int(dtype)
