@@ -145,7 +145,9 @@ def _segment(
     dtypes = {name: onnx.helper.np_dtype_to_tensor_dtype(live[name].dtype) for name in fed}
     protos = [ir.serde.serialize_node(node) for node in nodes]
     return _Segment(
-        part_session(model, protos, dtypes, read.keys() - set(fed), returned, options), fed, returned
+        part_session(model, protos, dtypes, [name for name in read if name not in fed], returned, options),
+        fed,
+        returned,
     )
 
 
