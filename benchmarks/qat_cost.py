@@ -1,6 +1,7 @@
 """Time and memory of a training step: FP32, quantrim's QAT, torchao's and Brevitas' beside it.
 
     python benchmarks/qat_cost.py [--nets resnet50,bisenetv2] [--batch 8] [--size 128] [--json FILE]
+    python benchmarks/qat_cost.py --kernels             # one tensor: torch's fake_quantize kernel beside ours
 
 One thread; steps of all variants take turns, so that a noisy machine is noisy for everybody, and what counts
 is the median of the process's CPU time. Peak memory is that of a process of its own that makes two steps,
@@ -36,6 +37,7 @@ from torchvision.models.resnet import Bottleneck
 from quantrim.files import write_json
 from quantrim.machine import describe_machine
 from quantrim.qat import QAT, method
+from quantrim.qat.fake_quantize import Leave, fake_quantize
 from quantrim.vision.models import BiSeNetV2
 
 Step = Callable[[], None]
@@ -177,6 +179,27 @@ def print_peak(name: str, variant: str, batch: int, size: int) -> None:
     print((peak - idle) / 1e6)
 
 
+def compare_kernels(repeat: int = 30) -> None:
+    """Forward of one activation whose gradient is wanted: torch's kernel and ours, in turns."""
+    x = torch.randn(8, 64, 56, 56, requires_grad=True)
+    scale, leave = torch.tensor(0.02), Leave(marked=True)
+    variants: dict[str, Callable[[], Tensor]] = {
+        "torch.fake_quantize_per_tensor_affine": lambda: torch.fake_quantize_per_tensor_affine(
+            x, float(scale), 128, 0, 255
+        ),
+        "quantrim": lambda: fake_quantize(x, scale, -128.0, 127.0, leave),
+    }
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(repeat):
+        for name, run in variants.items():
+            start = time.process_time()
+            run()
+            times[name].append(time.process_time() - start)
+    print(f"median for {x.numel() / 1e6:.1f} million values, 1 thread, torch {torch.__version__}")
+    for name, found in times.items():
+        print(f"{name:40}{1e3 * float(np.median(found)):8.2f} ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", default="resnet50,bisenetv2")
@@ -184,12 +207,17 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if arguments.peak:
         print_peak(arguments.nets, arguments.peak, arguments.batch, arguments.size)
+        return
+    if arguments.kernels:
+        print(describe_machine().line())
+        compare_kernels()
         return
     rows = []
     for name in arguments.nets.split(","):

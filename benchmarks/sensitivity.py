@@ -36,9 +36,12 @@ def main() -> None:
     parser.add_argument("-c", "--config", required=True)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the configuration"
+    )
     parser.add_argument("--cache", type=Path, required=True, help="JSON file of the slow procedure's progress")
     arguments = parser.parse_args()
-    config = load_config(arguments.config)
+    config = load_config(arguments.config, arguments.set)
     model, key = load(config, arguments.weights).model, best_key(config)
     probe: Probe = probe_of(config, arguments.samples)
     looked = survey(model, probe.batches[0][0][:1])
