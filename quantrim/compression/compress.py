@@ -110,16 +110,8 @@ def compress(
         calibration, held = spool.split(samples)
         normalized = normalize(original)
         prove_equal(original, normalized, next(iter(calibration)))
-        notes = []
-        if judge is None:
-            judge = agreement_judge(open_session(source, engine), held.__iter__)
-            if held is calibration:
-                notes.append("Too few pictures to keep some apart: the same ones calibrate and judge.")
-        if judge.step is not None and judge.step > max_drop:
-            notes.append(
-                f"One of the {judge.images} pictures is worth {judge.step:.2g} points, more than may be lost; "
-                "judge on more of them."
-            )
+        found = judge or agreement_judge(open_session(source, engine), held.__iter__)
+        notes = _doubts(found, max_drop, same_pictures=judge is None and held is calibration)
         kept = list(islice(calibration, kept_batches(next(iter(calibration)))))
         rules = target_named(engine)
 
@@ -127,7 +119,7 @@ def compress(
             return Variants(float_model, rules, calibration.__iter__, kept, skip)
 
         where = _Engine(engine, threads, kept)
-        search = _Search(judge, max_drop, where, folder, on_candidate)
+        search = _Search(found, max_drop, where, folder, on_candidate)
         whole = search.run(source, variants_of(normalized), recipes)
         search.train(offers or Offers(), whole, variants_of, recipes)
         entries, chosen = search.race()
@@ -135,17 +127,30 @@ def compress(
     return CompressResult(
         output=str(output),
         engine=engine,
-        target=target_named(engine).name,
-        metric=judge.name,
-        images=judge.images,
+        target=rules.name,
+        metric=found.name,
+        images=found.images,
         max_drop=max_drop,
         candidates=entries,
         chosen=chosen.candidate.name,
         layers=tuple(search.layers),
         verdict=verdict,
-        notes=tuple(notes),
+        notes=notes,
         seconds=time.perf_counter() - start,
     )
+
+
+def _doubts(judge: Judge, max_drop: float, *, same_pictures: bool) -> tuple[str, ...]:
+    """What to know before trusting the points."""
+    notes = []
+    if same_pictures:
+        notes.append("Too few pictures to keep some apart: the same ones calibrate and judge.")
+    if judge.step is not None and judge.step > max_drop:
+        notes.append(
+            f"One of the {judge.images} pictures is worth {judge.step:.2g} points, more than may be lost; "
+            "judge on more of them."
+        )
+    return tuple(notes)
 
 
 @dataclass(frozen=True, slots=True)
