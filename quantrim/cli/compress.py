@@ -14,7 +14,6 @@ from quantrim.cli.calibration import (
     FitOption,
     MeanOption,
     StdOption,
-    carried,
     chosen_deploy,
     is_config,
     preprocess_of,
@@ -22,6 +21,7 @@ from quantrim.cli.calibration import (
 from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape
 from quantrim.cli.output import JsonOption, console_for, emit_json, warn_of_scatter
 from quantrim.cli.train import SetOption
+from quantrim.deploy import carried, deploy_of
 from quantrim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,10 +77,13 @@ def compress(
         points = f"{candidate.points:.2f} ({0.0 - candidate.drop:+.2f})"
         console.print(f"{candidate.name}: {points}, {candidate.size_mb:.2f} MB", markup=False)
 
+    given = deploy is not None or mean is not None or std is not None or fit is not None
     if is_config(data):
         from quantrim.compression.labelled import compress_config
         from quantrim.vision.config import load_config
 
+        if given or input_shape is not None:
+            raise ConfigError(f"{data} says how images are prepared; leave --deploy, --mean, ... away.")
         config = load_config(data, sets or ())
         result = compress_config(
             config,
@@ -95,10 +98,11 @@ def compress(
             threads=threads,
             on_candidate=tell,
         )
+        carried_from = None if model.suffix == ".pth" else deploy_of(model, None)
     else:
         from quantrim.compression import compress as run
 
-        if iters or pruning_ratio or sets or model.suffix == ".pth":
+        if iters or pruning_ratio or learning_rate or sets or model.suffix == ".pth":
             raise ConfigError(f"{data} has no labels to train on or judge by; give a configuration as --data.")
         result = run(
             model,
@@ -114,9 +118,9 @@ def compress(
             threads=threads,
             on_candidate=tell,
         )
-        found = chosen_deploy([model], deploy, mean, std, fit)
-        if found is not None and (told := carried(model, found, output)):
-            console.print(told, markup=False)
+        carried_from = chosen_deploy([model], deploy, mean, std, fit)
+    if carried_from is not None and (told := carried(model, carried_from, output)):
+        console.print(told, markup=False)
     show(console, result)
     emit_json(result.to_json(), json_target)
 
@@ -130,8 +134,8 @@ def _training(
     from quantrim.vision.train import TrainSettings
 
     if not iters:
-        if ratios:
-            raise ConfigError("--pruning-ratio needs --iters: a pruned model must be trained again.")
+        if ratios or learning_rate is not None:
+            raise ConfigError("--pruning-ratio and --learning-rate need --iters; nothing is trained without.")
         return None
     settings = TrainSettings(iters, config.batch_size, max(1, iters // 4), best_key=best_key(config))
     return Training(settings, tuple(sorted(ratios or ())), learning_rate, save_dir)
@@ -143,7 +147,8 @@ def show(console: Console, result: CompressResult) -> None:
 
     console.print(f"[bold]{result.headline}[/bold]")
     if result.verdict is not None:
-        console.print(result.verdict.headline, markup=False)
+        share = result.verdict.verdict.int8_mac_share
+        console.print(f"{share:.1%} of its MACs run in INT8.", markup=False)
     table = Table(box=None, pad_edge=False)
     for title in ("candidate", result.metric, "drop", "median ms", "speed-up", "MB"):
         table.add_column(title, justify="left" if title == "candidate" else "right")

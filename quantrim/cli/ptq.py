@@ -15,7 +15,6 @@ from quantrim.cli.calibration import (
     FitOption,
     MeanOption,
     StdOption,
-    carried,
     chosen_deploy,
     prepared_by,
     preprocess_of,
@@ -23,6 +22,7 @@ from quantrim.cli.calibration import (
 )
 from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape, parse_words
 from quantrim.cli.output import JsonOption, console_for, emit_json, warn_of_scatter
+from quantrim.deploy import carried
 from quantrim.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -57,8 +57,10 @@ def with_pictures(result: Result, against: Path, images: Path, count: int, engin
     path = result.output
     if path is None:
         return result
-    name = "pruned" if result.command == "prune" else "INT8"
-    sessions = {"FP32": open_session(against, engine), name: open_session(path, engine)}
+    sessions = {
+        "FP32": open_session(against, engine),
+        result.kind: open_session(path, engine, precision=result.precision),
+    }
     predictors = {one: engine_predictor(session) for one, session in sessions.items()}
     if is_config(images):
         data = build_data(load_config(images), "val_dataset")
@@ -66,7 +68,12 @@ def with_pictures(result: Result, against: Path, images: Path, count: int, engin
             compare(predictors, examples_of_set(data, count), data.task, data.class_names)
         )
     beside = [file.with_name("deploy.yaml") for file in (path, against)]
-    deploy = next((file for file in beside if file.is_file()), beside[0])
+    deploy = next((file for file in beside if file.is_file()), None)
+    if deploy is None:
+        raise ConfigError(
+            f"neither {beside[0]} nor {beside[1]} says how images are prepared. Export the model with "
+            "`quantrim export`, which writes one, or give a configuration as --images."
+        )
     deployment = read_deployment(deploy)
     if deployment.task is None:
         raise ConfigError(f"{deploy}: Deploy.task is missing; write segmentation or classification.")

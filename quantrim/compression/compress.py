@@ -26,8 +26,8 @@ from quantrim.compression.result import Candidate, CompressResult, Layer
 from quantrim.compression.search import fewest_float
 from quantrim.compression.spool import Spool
 from quantrim.compression.variants import Recipe, Variants
-from quantrim.engines import EngineName, LayerRun, Precision, Session, open_session
-from quantrim.engines.bench import interleaved, latency
+from quantrim.engines import EngineName, LayerRun, Precision, Session, open_session, require_engine
+from quantrim.engines.bench import Latency, interleaved, latency
 from quantrim.engines.trial import EngineResult, ask
 from quantrim.errors import ConfigError
 from quantrim.export.qdq import save_model
@@ -44,8 +44,12 @@ if TYPE_CHECKING:
 RECIPES = (Recipe("mse"), Recipe("hist"), Recipe("kl"), Recipe("mse", ("equalize", "bias")))
 #: Profiles of a file; the median of a layer's times counts.
 _PROFILES = 3
-#: A layer got slower when INT8 takes this share of the whole float model more than float did.
+#: A layer got slower when INT8 costs it more than this share of the whole float model's time.
 _SLOWER = 0.002
+#: Candidates that race against FP32; the others were slower when they were timed alone.
+_RACERS = 4
+#: Medians that differ by less are equal, and accuracy decides.
+_EQUAL = 1.02
 _RACE_SECONDS = 20.0
 _WARMUP, _FEWEST, _MOST = 3, 7, 50
 
@@ -95,6 +99,9 @@ def compress(
     """
     if not 0 <= max_drop <= 100:
         raise ConfigError(f"max_drop is {max_drop:g}; it counts points of accuracy, 0 to 100.")
+    if not recipes:
+        raise ConfigError("recipes is empty; give at least one way to choose the numbers of whole INT8.")
+    require_engine(engine)
     require_onnx_output(output, model)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
@@ -225,9 +232,9 @@ class _Search:
             self._consider("BF16", source, precision="bf16")
         files = _Files(source, variants)
         recipe, best = self._whole("INT8", files, recipes)
-        gains = self._gains(variants, best.path)
+        gains, whole_ms = self._gains(variants, best.path)
         if self._within(best):
-            self._without_slow(files, recipe, gains)
+            self._without_slow(files, recipe, gains, whole_ms)
         else:
             self._mixed(files, recipe, gains)
         return self._within(best)
@@ -277,8 +284,12 @@ class _Search:
         plan = files.variants.write(path, recipe, float_layers)
 
         def verdict(copy: Path) -> EngineResult:
-            graph, engine = files.variants.graph, self.engine
-            return ask(engine.name, files.source, copy, graph, plan.float_nodes, engine.kept, engine.threads)
+            engine = self.engine
+            allowed = any(self._within(one) for one in self.entries if one.candidate.precision == "bf16")
+            return ask(
+                engine.name, files.source, copy, files.variants.graph, plan.float_nodes, engine.kept,
+                engine.threads, bf16=allowed,
+            )  # fmt: skip
 
         return self._consider(name, path, float_layers=float_layers, verdict=verdict)
 
@@ -294,16 +305,17 @@ class _Search:
                 break
         return max(tried, key=lambda pair: pair[1].candidate.points)
 
-    def _gains(self, variants: Variants, int8: Path) -> dict[str, float]:
-        """Milliseconds that INT8 saves on each layer, as the engine's profiles tell."""
+    def _gains(self, variants: Variants, int8: Path) -> tuple[dict[str, float], float]:
+        """Milliseconds that INT8 saves on each layer, and those of the whole float model, as profiles tell."""
         normalized = self.folder / "normalized.onnx"  # its nodes bear the names of the INT8 file's
         save_model(variants.model, normalized)
-        return variants.gains(self.engine.profiles(normalized), self.engine.profiles(int8))
+        before, after = self.engine.profiles(normalized), self.engine.profiles(int8)
+        whole = float(np.median([sum(run.time_ms or 0.0 for run in runs) for runs in before]))
+        return variants.gains(before, after), whole
 
-    def _without_slow(self, files: _Files, recipe: Recipe, gains: Mapping[str, float]) -> None:
+    def _without_slow(self, files: _Files, recipe: Recipe, gains: Mapping[str, float], whole_ms: float) -> None:
         """Whole INT8 passed; the layers that it made slower may be float."""
-        total = sum(abs(gain) for gain in gains.values())
-        slow = frozenset(layer for layer, gain in gains.items() if gain < -_SLOWER * total)
+        slow = frozenset(layer for layer, gain in gains.items() if gain < -_SLOWER * whole_ms)
         if slow and len(slow) < len(files.variants.layers):
             self._int8(f"INT8 but for {_layers(slow)} that it made slower", files, recipe, slow)
 
@@ -327,33 +339,42 @@ class _Search:
         self.layers = [Layer(name, noises[name], gains.get(name)) for name in variants.layers]
 
     def race(self) -> tuple[tuple[Candidate, ...], _Entry]:
-        """Time the candidates within the drop, FP32 among them, in turns: all candidates, and the fastest."""
+        """Time the candidates within the drop: all candidates, and the fastest of them.
+
+        Each is timed alone; the fastest few then race against FP32, in turns. Of those that are equally fast
+        the most accurate one is chosen.
+        """
         let_in = [entry for entry in self.entries if self._within(entry)]
+        times = {id(entry): self._timed([entry], _FEWEST)[0] for entry in let_in}
+        others = sorted(let_in[1:], key=lambda entry: times[id(entry)].median)[:_RACERS]
+        racers = [let_in[0], *others]
+        once = sum(times[id(entry)].median for entry in racers) / 1e3
+        repeat = int(np.clip(_RACE_SECONDS / max(once, 1e-6), _FEWEST, _MOST))
+        times |= {id(entry): one for entry, one in zip(racers, self._timed(racers, repeat), strict=True)}
+        limit = _EQUAL * min(times[id(entry)].median for entry in racers)
+        fastest = [entry for entry in racers if times[id(entry)].median <= limit]
+        chosen = min(fastest, key=lambda entry: (entry.candidate.drop, times[id(entry)].median))
+        timed = tuple(replace(one.candidate, latency_ms=times.get(id(one))) for one in self.entries)
+        return timed, chosen
+
+    def _timed(self, entries: Sequence[_Entry], repeat: int) -> list[Latency]:
         threads, name = self.engine.threads, self.engine.name
         sessions = [
-            open_session(one.path, name, threads=threads, precision=one.candidate.precision) for one in let_in
+            open_session(one.path, name, threads=threads, precision=one.candidate.precision) for one in entries
         ]
         pairs = [(session, self.engine.feed(session)) for session in sessions]
-        once = interleaved(pairs, warmup=1, repeat=1).sum() / 1e3
-        repeat = int(np.clip(_RACE_SECONDS / max(once, 1e-6), _FEWEST, _MOST))
-        times = [latency(row) for row in interleaved(pairs, warmup=_WARMUP, repeat=repeat)]
-        timed = {
-            id(entry): replace(entry.candidate, latency_ms=one)
-            for entry, one in zip(let_in, times, strict=True)
-        }
-        fastest = min(zip(let_in, times, strict=True), key=lambda pair: pair[1].median)[0]
-        return tuple(timed.get(id(entry), entry.candidate) for entry in self.entries), fastest
+        return [latency(row) for row in interleaved(pairs, warmup=_WARMUP, repeat=repeat)]
 
     @staticmethod
     def deliver(chosen: _Entry, output: Path) -> EngineResult | None:
         """Write the chosen file; the engine's verdict on it where it is INT8."""
         save_model(read_onnx(chosen.path), output)
-        if chosen.verdict is None:
-            return None
         if ranges_path(chosen.path).is_file():
             with atomic_path(ranges_path(output)) as temporary:
                 shutil.copyfile(ranges_path(chosen.path), temporary)
-        return chosen.verdict(output)
+        else:
+            ranges_path(output).unlink(missing_ok=True)  # those of another file that stood here
+        return None if chosen.verdict is None else chosen.verdict(output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,4 +386,5 @@ class _Files:
 
 
 def _layers(names: frozenset[str]) -> str:
-    return "1 layer" if len(names) == 1 else f"{len(names)} layers"
+    """One or two by name, more by number; the result has them all."""
+    return " and ".join(sorted(names)) if len(names) < 3 else f"{len(names)} layers"

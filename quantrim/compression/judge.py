@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,10 +31,11 @@ class Judge:
 
 
 def agreement_judge(reference: Session, feeds: Callable[[], Iterable[Feed]]) -> Judge:
-    """Share of samples (or pixels) that get the same class as from the float model, in points.
+    """How far a file's answers are the float model's, in points; the output that agrees least counts.
 
-    Outputs without classes (fewer than two along axis 1, or integers) are compared whole: classes that the file
-    itself computed by their equality, anything else by 100 times the mean cosine similarity.
+    Outputs of shape (N, C) and (N, C, H, W) with C > 1, and integers, are classes: the share of samples or
+    pixels of the same class. Any other (a detector's boxes, a single score) is compared value by value: 100
+    times one minus the relative L2 distance, at least 0.
 
     Args:
         reference: the float model; its answers are kept, as small as they can be.
@@ -43,31 +44,29 @@ def agreement_judge(reference: Session, feeds: Callable[[], Iterable[Feed]]) -> 
     Raises:
         DataError: there is no batch.
     """
-    output = reference.outputs[0].name
-    answers = [reference.run(feed)[output] for feed in feeds()]
-    if not answers:
+    kept: list[list[np.ndarray]] = []
+    count = 0
+    for feed in feeds():
+        answers = _answers(reference, feed)
+        count += len(answers[0])
+        kept.append([_classes(answer) if _has_classes(answer) else answer for answer in answers])
+    if not kept:
         raise DataError("no picture is left to judge on; give more pictures, or fewer --samples.")
-    count = sum(len(answer) for answer in answers)
-    if _has_classes(answers[0]):
-        expected = [_classes(answer) for answer in answers]
 
-        def same(session: Session) -> float:
-            name = session.outputs[0].name
-            parts = (
-                np.mean(_classes(session.run(feed)[name]) == want)
-                for feed, want in zip(feeds(), expected, strict=True)
-            )
-            return 100 * float(np.average(list(parts), weights=[len(want) for want in expected]))
+    def points(session: Session) -> float:
+        sums = np.zeros((len(kept[0]), 2))
+        for feed, expected in zip(feeds(), kept, strict=True):
+            for index, (got, want) in enumerate(zip(_answers(session, feed), expected, strict=True)):
+                sums[index] += _difference(got, want)
+        return min(
+            _points(differing, whole, integer)
+            for (differing, whole), integer in zip(sums.tolist(), classes, strict=True)
+        )
 
-        step = 100 / count if all(want.ndim == 1 for want in expected) else None
-        return Judge("same class as FP32", count, same, step)
-
-    def close(session: Session) -> float:
-        name = session.outputs[0].name
-        cosines = [_cosine(session.run(feed)[name], want) for feed, want in zip(feeds(), answers, strict=True)]
-        return 100 * float(np.concatenate(cosines).mean())
-
-    return Judge("cosine similarity to FP32", count, close)
+    classes = [np.issubdtype(one.dtype, np.integer) for one in kept[0]]
+    name = "same class as FP32" if all(classes) else "agreement with FP32"
+    single = len(classes) == 1 and classes[0] and kept[0][0].ndim == 1
+    return Judge(name, count, points, 100 / count if single else None)
 
 
 def metric_judge(
@@ -94,17 +93,29 @@ def metric_judge(
     return Judge(key, images, points, step)
 
 
+def _answers(session: Session, feed: Feed) -> Sequence[np.ndarray]:
+    made = session.run(feed)
+    return [np.atleast_1d(made[port.name]) for port in session.outputs]
+
+
 def _has_classes(answer: np.ndarray) -> bool:
-    return np.issubdtype(answer.dtype, np.integer) or (answer.ndim > 1 and answer.shape[1] > 1)
+    return np.issubdtype(answer.dtype, np.integer) or (answer.ndim in (2, 4) and answer.shape[1] > 1)
 
 
 def _classes(answer: np.ndarray) -> np.ndarray:
     """Classes as the smallest integers that hold them: a set of large pictures is kept whole."""
     classes = answer if np.issubdtype(answer.dtype, np.integer) else answer.argmax(axis=1)
-    return classes.astype(np.min_scalar_type(int(classes.max(initial=0))))
+    low, high = (np.min_scalar_type(int(value)) for value in (classes.min(initial=0), classes.max(initial=0)))
+    return classes.astype(np.promote_types(low, high))
 
 
-def _cosine(got: np.ndarray, want: np.ndarray) -> np.ndarray:
-    one, two = (a.reshape(len(a), -1).astype(np.float64) for a in (got, want))
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
-    return np.where(norms > 0, np.einsum("ij,ij->i", one, two) / np.maximum(norms, 1e-30), 1.0)
+def _difference(got: np.ndarray, want: np.ndarray) -> tuple[float, float]:
+    """What differs, of what there is: classes by their number, other values by their squares."""
+    if np.issubdtype(want.dtype, np.integer):
+        return float(np.sum(_classes(got) != want)), float(want.size)
+    return float(np.square(got - want, dtype=np.float64).sum()), float(np.square(want, dtype=np.float64).sum())
+
+
+def _points(differing: float, whole: float, classes: bool) -> float:
+    share = differing / max(whole, 1e-30)
+    return 100 * max(0.0, 1 - (share if classes else float(np.sqrt(share))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from quantrim.compression.compress import RECIPES, Offers, compress
 from quantrim.compression.judge import Judge, metric_judge
 from quantrim.compression.result import Candidate, CompressResult
 from quantrim.compression.variants import Recipe
+from quantrim.deploy import carry_deploy
 from quantrim.engines import EngineName, Session
 from quantrim.engines.trial import EngineResult
 from quantrim.errors import ConfigError
@@ -23,7 +24,7 @@ from quantrim.qat.recipe import train_quantized
 from quantrim.vision.calibration import calibration_pairs
 from quantrim.vision.config import Config, build_data
 from quantrim.vision.evaluate import engine_predictor, evaluate
-from quantrim.vision.runs import best_key, export, load, write_deploy
+from quantrim.vision.runs import best_key, export, load
 from quantrim.vision.train import TrainSettings
 from quantrim.vision.views import views_of
 
@@ -83,7 +84,7 @@ def compress_config(
 
     Args:
         config: model, data, loss, optimizer and schedule.
-        model: .onnx file, or .pth weights of the configuration's model; those are exported first.
+        model: .onnx file, Paddle model, or .pth weights of the configuration's model; those are exported first.
         output: .onnx file; weights get a ``deploy.yaml`` beside it.
         max_drop: points of the deciding metric that may be lost.
         engine: where accuracy and latency count.
@@ -111,9 +112,9 @@ def compress_config(
         threads=threads,
         on_candidate=on_candidate,
     )
-    if model.suffix == ".onnx":
+    if model.suffix in (".onnx", ".pdmodel", ".json") or model.is_dir():
         if training is not None:
-            raise ConfigError(f"{model}: an ONNX file can't be trained. Give the weights (.pth) it came from.")
+            raise ConfigError(f"{model}: such a file can't be trained. Give the weights (.pth) it came from.")
         return search(model)
     loaded = load(config, model)
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +122,9 @@ def compress_config(
         export(loaded, float_file)
         offers = None if training is None else _offers(config, model, engine, threads, training)
         result = search(float_file, offers=offers)
-    write_deploy(output, loaded, "none")
+        if carry_deploy(float_file, None, output) is None:
+            other = f"{output.with_name('deploy.yaml')} is another model's and was left as it is."
+            result = replace(result, notes=(*result.notes, other))
     return result
 
 

@@ -61,6 +61,8 @@ def ask(
     planned: Mapping[str, str],
     feeds: Sequence[Mapping[str, np.ndarray]],
     threads: int,
+    *,
+    bf16: bool = True,
 ) -> EngineResult:
     """Verdict, race and agreement of a quantized file on one engine.
 
@@ -72,6 +74,7 @@ def ask(
         planned: nodes that were left float on purpose, with reasons.
         feeds: inputs to compare on; at least one.
         threads: CPU threads of the race.
+        bf16: BF16 may win the race, where the engine has it.
     """
     single = {name: array[:1] for name, array in feeds[0].items()}
     try:
@@ -81,7 +84,7 @@ def ask(
         single = dict(feeds[0])
         session = open_session(int8_path, engine, threads=threads)
     verdict = judge(graph, session.layers(single), engine, planned)
-    times = race(float_path, int8_path, engine, single, threads=threads)
+    times = race(float_path, int8_path, engine, single, threads=threads, bf16=bf16)
     same = agreement(open_session(float_path, engine), open_session(int8_path, engine), feeds)
     doubt = _doubt(engine, float_path, int8_path, same[0], feeds)
     return EngineResult(verdict, times, same, doubt + headline(verdict, times))

@@ -212,6 +212,7 @@ def race(
     feed: Feed,
     *,
     threads: int = 1,
+    bf16: bool = True,
     warmup: int = 5,
     repeat: int = 25,
 ) -> Race:
@@ -223,11 +224,12 @@ def race(
         engine: engine to run on.
         feed: one input for both.
         threads: CPU threads.
+        bf16: let BF16 take part where the engine has it.
         warmup: untimed rounds.
         repeat: timed rounds.
     """
     sessions = [open_session(float_path, engine, threads=threads)]
-    if engine == "openvino":
+    if bf16 and engine == "openvino":
         sessions.append(open_session(float_path, engine, threads=threads, precision="bf16"))
     sessions.append(open_session(int8_path, engine, threads=threads))
     times = interleaved([(session, dict(feed)) for session in sessions], warmup=warmup, repeat=repeat)

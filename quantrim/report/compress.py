@@ -19,7 +19,7 @@ def view(result: Mapping[str, Any]) -> View:
         _race(result),
         _file(result),
         _candidates(result),
-        *_layers(result["layers"], _chosen(result)["float_layers"]),
+        *_layers(result["layers"], _chosen(result)),
         *picture_sections(result),
         *engine_sections(result),
         *fallback_sections([engine["verdict"] for engine in result["engines"]]),
@@ -32,8 +32,8 @@ def _race(result: Mapping[str, Any]) -> Section:
     timed.sort(key=lambda one: one["latency_ms"]["median"])
     rows = [Bar(one["name"], one["latency_ms"]["median"], _kind(one)) for one in timed]
     note = paragraph(
-        f"Candidates that lose at most {result['max_drop']:g} points, in turns on "
-        f"{engine_name(result['engine'])}; interleaved medians."
+        f"Candidates that lose at most {result['max_drop']:g} points on {engine_name(result['engine'])}; the "
+        "fastest of them ran in turns with FP32."
     )
     return Section("The race", joined(bars(rows, "ms"), note), wide=True)
 
@@ -82,7 +82,7 @@ def _candidates(result: Mapping[str, Any]) -> Section:
     return Section("Every candidate, in the order tried", table(heads, rows), wide=True)
 
 
-def _layers(layers: Sequence[Mapping[str, Any]], kept: Sequence[str]) -> list[Section]:
+def _layers(layers: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> list[Section]:
     """How good the outputs are when one layer alone runs in INT8, and which layers stay float."""
     if not layers:
         return []
@@ -92,7 +92,7 @@ def _layers(layers: Sequence[Mapping[str, Any]], kept: Sequence[str]) -> list[Se
             one["name"],
             f"{noise[one['name']]:.1f}",
             "-" if one["gain_ms"] is None else f"{one['gain_ms']:.3f}",
-            "float" if one["name"] in kept else "INT8",
+            "INT8" if _kind(chosen) == "int8" and one["name"] not in chosen["float_layers"] else "float",
         )
         for one in sorted(layers, key=lambda one: -one["noise"])
     ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantrim.engines import Precision
 from quantrim.errors import DataError
 from quantrim.files import read_json
 from quantrim.report import bench, compress, inspect, prune, ptq, qat
@@ -90,6 +91,18 @@ class Result:
             return None
         path = Path(str(self.value["output"]))
         return path if path.suffix == ".onnx" else path / "model.onnx"
+
+    @property
+    def kind(self) -> str:
+        """What that file is, for people."""
+        chosen = self.value.get("chosen", "") if isinstance(self.value, Mapping) else ""
+        return {"prune": "pruned", "compress": str(chosen)}.get(self.command, "INT8")
+
+    @property
+    def precision(self) -> Precision:
+        """How its layers that are not INT8 are meant to run."""
+        meant = self.value.get("precision") if isinstance(self.value, Mapping) else None
+        return "bf16" if meant == "bf16" else "f32"
 
     def with_pictures(self, pictures: Sequence[Mapping[str, Any]]) -> Result:
         """The same with predictions of :func:`quantrim.vision.comparison.compare`."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from quantrim.engines import Session
-from quantrim.errors import DataError
+from quantrim.errors import DataError, ModelError
 from quantrim.vision.data.datasets import VisionData
 from quantrim.vision.data.sample import Sample, undo
 from quantrim.vision.metrics import ConfusionMatrix, TopK
@@ -64,6 +64,7 @@ def evaluate(
 
     Raises:
         DataError: the data set is empty.
+        ModelError: the model has other classes than the data set.
     """
     count = min(len(data), limit or len(data))
     if count == 0:
@@ -74,12 +75,24 @@ def evaluate(
     for group in _groups(data, count, batch_size):
         images = np.stack([sample.image.transpose(2, 0, 1) for sample, _ in group])
         scores = predict(np.ascontiguousarray(images, np.float32))
+        _require_classes(scores, data)
         if isinstance(counter, TopK):
             counter.add(scores, np.array([int(truth) for _, truth in group]))
             continue
         for (sample, truth), one in zip(group, scores, strict=True):
             counter.add(classes_of(one, sample), np.asarray(truth))
     return {**counter.metrics(), "images": float(count)}
+
+
+def _require_classes(scores: np.ndarray, data: VisionData) -> None:
+    """Metrics of other classes would be nonsense, or an error deep inside."""
+    integers = np.issubdtype(scores.dtype, np.integer)
+    found = int(scores.max(initial=0)) + 1 if integers else scores.shape[1]
+    if found > data.num_classes or (found < data.num_classes and not integers):
+        raise ModelError(
+            f"the model tells {found} classes apart, the data set has {data.num_classes}. Evaluate it on its "
+            "own data, or set num_classes."
+        )
 
 
 def _groups(data: VisionData, count: int, batch_size: int) -> Iterator[list[tuple[Sample, np.ndarray | int]]]:

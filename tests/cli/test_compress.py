@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from quantrim.cli import app
 from quantrim.errors import QuantrimError
+from quantrim.export.from_torch import export_onnx
 from quantrim.vision.config import load_config
 from quantrim.vision.runs import export, load
 
@@ -106,7 +107,7 @@ def test_an_onnx_file_cannot_be_trained(config, tmp_path):
     export(load(load_config(config), None), tmp_path / "m.onnx")
     words = ["compress", tmp_path / "m.onnx", "--data", config, "-o", tmp_path / "best.onnx", "--iters", 5]
     done = CliRunner().invoke(app, [str(word) for word in words])
-    assert "an ONNX file can't be trained" in str(done.exception)
+    assert "such a file can't be trained" in str(done.exception)
     assert not (tmp_path / "best.onnx").exists()
 
 
@@ -128,3 +129,23 @@ def test_the_report_shows_predictions_of_a_folder_and_of_a_validation_set(config
         assert words in page.read_text()
     alone = CliRunner().invoke(app, [str(word) for word in arguments])
     assert "go together" in str(alone.exception)
+
+
+def test_a_deploy_yaml_of_another_model_stays_and_options_of_images_are_refused(config, weights, tmp_path):
+    (tmp_path / "deploy.yaml").write_text("Deploy: {model: other.onnx, transforms: []}")
+    value = compress(weights, "--data", config, "-o", tmp_path / "best.onnx", "--max-drop", 100, "--samples", 4)
+    assert "other.onnx" in (tmp_path / "deploy.yaml").read_text()
+    assert any("another model's" in note for note in value["notes"])
+    for words in (["--mean", "0.5"], ["--input-shape", "1,3,7,7"], ["--learning-rate", "0.1"]):
+        given = [weights, "--data", config, "-o", tmp_path / "again.onnx", *words]
+        done = CliRunner().invoke(app, ["compress", *map(str, given)])
+        assert isinstance(done.exception, QuantrimError), done.output
+    assert not (tmp_path / "again.onnx").exists()
+
+
+def test_a_model_of_other_classes_than_the_data_is_one_clear_error(config, tmp_path):
+    net = torch.nn.Conv2d(3, 5, 1)
+    export_onnx(net, torch.randn(1, 3, 64, 64), tmp_path / "five.onnx")
+    words = ["compress", tmp_path / "five.onnx", "--data", config, "-o", tmp_path / "best.onnx"]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert "tells 5 classes apart, the data set has 2" in str(done.exception)

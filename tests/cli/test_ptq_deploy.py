@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from quantrim.cli import app
-from quantrim.cli.calibration import carry_deploy
+from quantrim.deploy import carry_deploy
 from quantrim.errors import ConfigError
 
 HALF = {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}

@@ -44,11 +44,43 @@ def test_files_that_end_with_arg_max_are_compared_class_by_class():
     assert judge.points(Fixed(got)) == 75
 
 
-def test_outputs_without_classes_are_compared_by_their_direction():
-    want, got = [np.array([[3.0], [4.0]], np.float32)], [np.array([[6.0], [-4.0]], np.float32)]
-    judge = agreement_judge(Fixed(want), lambda: [{}])
-    assert judge.name == "cosine similarity to FP32"
-    assert judge.points(Fixed(got)) == pytest.approx(0)
+@pytest.mark.parametrize("shape", [(1,), (84, 20)])
+def test_scores_and_boxes_are_compared_value_by_value(shape):
+    generator = np.random.default_rng(0)
+    want, got = batches(generator, *shape), batches(generator, *shape)
+    judge = agreement_judge(Fixed(want), lambda: [{}] * 3)
+    e, g = (np.concatenate([array.ravel() for array in one]) for one in (want, got))
+    near = [one + 0.1 * two for one, two in zip(want, got, strict=True)]
+    distance = np.linalg.norm(g) / np.linalg.norm(e)
+    assert judge.points(Fixed(near)) == pytest.approx(100 - 10 * distance, abs=1e-3)
+    assert judge.points(Fixed([-array for array in want])) == 0
+    assert judge.name == "agreement with FP32"
+    assert judge.step is None
+
+
+def test_the_output_that_agrees_least_counts():
+    class Two(Fixed):
+        def __init__(self, one, two):
+            super().__init__([one])
+            self.outputs = tuple(Port(name, one.shape, one.dtype) for name in ("a", "b"))
+            self.values = {"a": one, "b": two}
+
+        def run(self, feed):
+            return self.values
+
+    logits = np.eye(4, dtype=np.float32)
+    judge = agreement_judge(Two(logits, logits), lambda: [{}])
+    assert judge.points(Two(logits, np.roll(logits, 1, axis=0))) == 0
+    assert judge.points(Two(logits, logits)) == 100
+
+
+def test_negative_classes_and_single_values_are_compared():
+    want, got = [np.array([-1, 300])], [np.array([-1, 7])]
+    assert agreement_judge(Fixed(want), lambda: [{}]).points(Fixed(got)) == 50
+    want, got = [np.array([-1, 2])], [np.array([255, 2])]
+    assert agreement_judge(Fixed(want), lambda: [{}]).points(Fixed(got)) == 50
+    scalar = [np.array(2.0, np.float32)]
+    assert agreement_judge(Fixed(scalar), lambda: [{}]).points(Fixed([np.array(1.0)])) == pytest.approx(50)
 
 
 def test_nothing_to_judge_on_is_an_error():

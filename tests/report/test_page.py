@@ -117,6 +117,13 @@ def test_a_pruned_model_that_is_not_faster_is_the_first_thing_said(prune_file, t
     assert '<p class="headline">The pruned model is not faster here' in (tmp_path / "p.html").read_text()
 
 
+def test_the_layers_of_a_chosen_float_file_are_float(compress_value, tmp_path):
+    write_report(tmp_path / "p.html", "t", compress_value)
+    assert "<td>INT8</td>" in re.sub(r"<td[^>]*>", "<td>", (tmp_path / "p.html").read_text())
+    write_report(tmp_path / "p.html", "t", compress_value | {"chosen": "FP32"})
+    assert "<td>INT8</td>" not in re.sub(r"<td[^>]*>", "<td>", (tmp_path / "p.html").read_text())
+
+
 def test_bench_takes_speedups_against_the_first_model_of_an_engine(bench_value, tmp_path):
     write_report(tmp_path / "p.html", "t", bench_value)
     text = re.sub(r"<[^>]+>", " ", (tmp_path / "p.html").read_text())
