@@ -59,6 +59,8 @@ class OnnxRuntimeSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
+        # threads that wait for the next run would take the cores from whoever's turn it is
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         return options
 
     def _open(self, options: ort.SessionOptions) -> ort.InferenceSession:

@@ -135,3 +135,9 @@ def test_a_file_newer_than_onnx_runtime_says_what_to_do_and_no_source_lines(resi
     with pytest.raises(EngineError, match=r"Unsupported model IR version.*ir_version = 10") as caught:
         open_session(tmp_path / "m.onnx", "onnxruntime")
     assert "onnxruntime_src" not in str(caught.value)
+
+
+def test_a_session_of_onnx_runtime_leaves_the_cores_to_others_between_its_runs(residual_onnx):
+    """Spinning threads of one session made the other's turn up to five times as long."""
+    options = open_session(residual_onnx, "onnxruntime", threads=2).session.get_session_options()
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
