@@ -9,8 +9,8 @@ as in ONNX, not a product with the reciprocal, so that the exported file makes t
 
 Backward in x: the gradient passes where the code is inside its range and stops where it was clipped.
 Which values those were must be remembered. A byte mask costs memory and, on CPUs, more time than the
-quantization itself; torch's own fake_quantize kernels make one and take 16 times as long as four in-place
-vector operations (ResNet-sized activations, one thread, torch 2.15). So while training in float32 on a
+quantization itself; torch's own fake_quantize kernel makes one and takes five times as long as four in-place
+vector operations (``python benchmarks/qat_cost.py --kernels``, torch 2.15). So while training in float32 on a
 CPU, a clipped value is placed 2^-12 of a step outside the range: far below the rounding noise, and it
 tells itself apart in the result, which the next layer keeps anyway. Evaluation never does this.
 """
