@@ -80,12 +80,17 @@ def main() -> None:
     logging.disable(logging.WARNING)
     source = efficientnet_lite0(Path("build/models/efficientnet_lite0.onnx"))
     calibration, held = crops(100, 224, seed=0), crops(arguments.images, 224, seed=1)
-    print(describe_machine().line())
-    print(f"{'drop':>5} {'search':10}{'seconds':>9}{'same class':>12}{'ms':>8}{'speed-up':>10}")
     rows = []
     for drop in arguments.drops:
         with tempfile.TemporaryDirectory() as folder:
             rows += compare(source, Path(folder), calibration, held, drop)
+    print(describe_machine().line())
+    print("| drop | search | seconds | same class | ms | speed-up |\n|---:|---|---:|---:|---:|---:|")
+    for row in rows:
+        print(
+            f"| {row['drop']:g} | {row['search']} | {row['seconds']:.0f} | {row['points']:.1f}% | {row['ms']:.2f} "
+            f"| {row['speedup']:.2f}x |"
+        )
     if arguments.json:
         write_json(arguments.json, {"machine": describe_machine().to_json(), "rows": rows})
 
@@ -105,9 +110,9 @@ def compare(
     times = [row.latency_ms.median for row in bench(list(files.values()), warmup=10, repeat=100)]
     rows = []
     for (name, path), median in zip(files.items(), times, strict=True):
-        points = judge.points(open_session(path))
-        print(f"{drop:5g} {name:10}{seconds[name]:9.1f}{points:11.1f}%{median:8.2f}{times[0] / median:9.2f}x")
-        rows.append({"drop": drop, "search": name, "seconds": seconds[name], "points": points, "ms": median})
+        points, speedup = judge.points(open_session(path)), times[0] / median
+        found = {"drop": drop, "search": name, "seconds": seconds[name], "points": points}
+        rows.append({**found, "ms": median, "speedup": speedup})
     return rows
 
 
