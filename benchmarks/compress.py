@@ -88,8 +88,8 @@ def main() -> None:
     print("| drop | search | seconds | same class | ms | speed-up |\n|---:|---|---:|---:|---:|---:|")
     for row in rows:
         print(
-            f"| {row['drop']:g} | {row['search']} | {row['seconds']:.0f} | {row['points']:.1f}% | {row['ms']:.2f} "
-            f"| {row['speedup']:.2f}x |"
+            f"| {row['drop']:g} | {row['search']} | {row['seconds']:.0f} | {row['points']:.1f}% "
+            f"| {row['ms']:.2f} | {row['speedup']:.2f}x |"
         )
     if arguments.json:
         write_json(arguments.json, {"machine": describe_machine().to_json(), "rows": rows})
