@@ -14,7 +14,7 @@ import argparse
 import logging
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--drops", type=float, nargs="+", default=[2.0, 4.0], help="points that may be lost")
     parser.add_argument("--images", type=int, default=200, help="crops that judge; 100 others calibrate")
+    parser.add_argument(
+        "--only", choices=list(SEARCHES), help="run one search alone; NNCF's takes many minutes"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -83,7 +86,8 @@ def main() -> None:
     rows = []
     for drop in arguments.drops:
         with tempfile.TemporaryDirectory() as folder:
-            rows += compare(source, Path(folder), calibration, held, drop)
+            chosen = [arguments.only] if arguments.only else list(SEARCHES)
+            rows += compare(source, Path(folder), calibration, held, drop, chosen)
     print(describe_machine().line())
     print("| drop | search | seconds | same class | ms | speed-up |\n|---:|---|---:|---:|---:|---:|")
     for row in rows:
@@ -96,13 +100,14 @@ def main() -> None:
 
 
 def compare(
-    source: Path, folder: Path, calibration: np.ndarray, held: np.ndarray, drop: float
+    source: Path, folder: Path, calibration: np.ndarray, held: np.ndarray, drop: float, chosen: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """One allowed drop: a row for each search."""
+    """One allowed drop: a row for each of the chosen searches."""
     reference = open_session(source)
     judge = agreement_judge(reference, lambda: ({reference.inputs[0].name: batch} for batch in batches(held)))
     files, seconds = {"FP32": source}, {"FP32": 0.0}
-    for name, (search, suffix) in SEARCHES.items():
+    for name in chosen:
+        search, suffix = SEARCHES[name]
         files[name] = folder / f"{name}.{suffix}"
         start = time.perf_counter()
         search(source, files[name], calibration, held, drop)
