@@ -23,6 +23,7 @@ _base_: {base}
 train_dataset: {{type: SyntheticOpticDisc, count: 8, size: 64, mode: train, transforms: [{{type: Normalize}}]}}
 val_dataset: {{type: SyntheticOpticDisc, count: 4, size: 64, mode: val, transforms: [{{type: Normalize}}]}}
 model: {{type: FastSCNN}}
+loss: {{types: [{{type: CrossEntropyLoss}}], coef: [1, 0.4]}}
 """
 
 
