@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from zoo import model_file
 
-from quantrim.machine import describe_machine
+from quantrim.engines.machine import describe_machine
 
 MODEL = "mobilenet_v1"
 

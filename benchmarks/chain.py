@@ -16,14 +16,14 @@ import torch
 
 from quantrim.engines import open_session
 from quantrim.engines.bench import bench
-from quantrim.export.from_torch import export_onnx
-from quantrim.machine import describe_machine
+from quantrim.engines.machine import describe_machine
+from quantrim.graph.from_torch import export_onnx
 from quantrim.post_training import ptq
-from quantrim.prune.recipe import Recipe, prune_config
-from quantrim.vision.calibration import calibration_pairs
+from quantrim.recipes.calibration import calibration_pairs
+from quantrim.recipes.prune import PruneRecipe, prune_config
+from quantrim.recipes.runs import best_key, load
 from quantrim.vision.config import load_config
 from quantrim.vision.evaluate import engine_predictor, evaluate
-from quantrim.vision.runs import best_key, load
 from quantrim.vision.train import TrainSettings
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     settings = TrainSettings(
         arguments.iters, batch_size=config.batch_size, save_interval=arguments.iters, best_key=key
     )
-    recipe = Recipe(
+    recipe = PruneRecipe(
         arguments.pruning_ratio, objective="latency", shape=shape, learning_rate=arguments.learning_rate
     )
     prune_config(config, arguments.weights, settings, folder, recipe)

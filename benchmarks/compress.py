@@ -24,8 +24,8 @@ from photos import crops, efficientnet_lite0
 from quantrim.compression import agreement_judge, compress
 from quantrim.engines import open_session
 from quantrim.engines.bench import bench
+from quantrim.engines.machine import describe_machine
 from quantrim.files import write_json
-from quantrim.machine import describe_machine
 
 _BATCH = 10
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from quantrim.export.from_torch import export_onnx
+from quantrim.graph.from_torch import export_onnx
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _SMALLEST_SIDE = 200

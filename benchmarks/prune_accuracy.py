@@ -22,14 +22,15 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from quantrim.distillation import distillation_loss
+from quantrim.engines.machine import describe_machine
 from quantrim.files import write_json
-from quantrim.machine import describe_machine
-from quantrim.prune import Examples, Job, Probe, measure, prune, recalibrate_batch_norm, score, survey
-from quantrim.prune.evaluate import cross_entropy
-from quantrim.prune.recipe import probe_of
-from quantrim.qat.distill import distillation_loss
-from quantrim.vision.config import Config, build_data, build_loss, build_optimizer, load_config
-from quantrim.vision.runs import best_key, load, validation
+from quantrim.pruning import Examples, Job, Probe, measure, prune, recalibrate_batch_norm, score, survey
+from quantrim.pruning.sensitivity.evaluate import cross_entropy
+from quantrim.recipes.prune import probe_of
+from quantrim.recipes.runs import best_key, load, validation
+from quantrim.vision.config import Config, build_loss, build_optimizer, load_config
+from quantrim.vision.data.build import build_data
 from quantrim.vision.train import TrainSettings, train
 
 Prune = Callable[[nn.Module, Tensor, float], None]

@@ -21,12 +21,12 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from quantrim.engines.machine import describe_machine
 from quantrim.errors import QuantrimError
-from quantrim.machine import describe_machine
-from quantrim.prune import Limits, prune
-from quantrim.prune.groups import joined
-from quantrim.prune.surgery import zero
-from quantrim.prune.walk import Member
+from quantrim.pruning import Limits, prune
+from quantrim.pruning.groups.groups import joined
+from quantrim.pruning.groups.walk import Member
+from quantrim.pruning.surgery import zero
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "prune"))
 from adversarial import CASES, EXAMPLE, Case

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from quantrim.engines.bench import bench
-from quantrim.export.from_torch import export_onnx
+from quantrim.engines.machine import describe_machine
 from quantrim.files import write_json
-from quantrim.machine import describe_machine
-from quantrim.prune import load_pruned, prune, save_pruned
-from quantrim.prune.latency import Engine, prune_for_latency
+from quantrim.graph.from_torch import export_onnx
+from quantrim.pruning import load_pruned, prune, save_pruned
+from quantrim.pruning.cost.latency import Engine
+from quantrim.pruning.for_latency import prune_for_latency
 from quantrim.vision import models as own
 
 RATIOS = (0.1, 0.2, 0.3)

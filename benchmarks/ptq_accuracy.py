@@ -1,4 +1,4 @@
-"""Agreement with FP32 of quantrim's, NNCF's and ONNX Runtime's INT8 files, each on its engine.
+"""OutputAgreement with FP32 of quantrim's, NNCF's and ONNX Runtime's INT8 files, each on its engine.
 
     python benchmarks/ptq_accuracy.py [--images 200] [--calibration 100] [--json FILE]
 
@@ -22,9 +22,9 @@ from photos import crops, efficientnet_lite0
 from ptq_latency import quantize_nncf_onnx, quantize_nncf_openvino, quantize_onnxruntime
 
 from quantrim.engines import open_session
-from quantrim.engines.verdict import Agreement, agreement
+from quantrim.engines.machine import describe_machine
+from quantrim.engines.verdict import OutputAgreement, agreement
 from quantrim.files import write_json
-from quantrim.machine import describe_machine
 from quantrim.post_training import ptq
 
 Maker = Callable[[Path, Path, np.ndarray], Path]
@@ -55,7 +55,7 @@ def variants(thorough: bool) -> dict[str, tuple[Maker, tuple[str, ...]]]:
     return made
 
 
-def compare(float_path: Path, int8_path: Path, engine: str, images: np.ndarray) -> Agreement:
+def compare(float_path: Path, int8_path: Path, engine: str, images: np.ndarray) -> OutputAgreement:
     reference, candidate = open_session(float_path, engine), open_session(int8_path, engine)
     feeds = [{reference.inputs[0].name: images[i : i + 10]} for i in range(0, len(images), 10)]
     return agreement(reference, candidate, feeds)[0]

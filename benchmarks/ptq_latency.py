@@ -21,8 +21,8 @@ from zoo import CLASSIFIERS, OTHERS, SIZES, model_file
 
 from quantrim.engines import open_session, random_inputs
 from quantrim.engines.bench import interleaved
+from quantrim.engines.machine import describe_machine
 from quantrim.files import write_json
-from quantrim.machine import describe_machine
 from quantrim.post_training import ptq
 
 Images = np.ndarray

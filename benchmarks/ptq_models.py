@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from zoo import CLASSIFIERS, OTHERS, SIZES, model_file
 
-from quantrim.machine import describe_machine
+from quantrim.engines.machine import describe_machine
 from quantrim.post_training import ptq
 
 

@@ -28,8 +28,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quantrim.engines.machine import describe_machine
 from quantrim.files import write_json
-from quantrim.machine import describe_machine
 from quantrim.qat import QAT, method
 from quantrim.vision.data.optic_disc import OpticDiscImages
 from quantrim.vision.models import BiSeNetV2, MobileNetV1

@@ -34,10 +34,10 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
+from quantrim.engines.machine import describe_machine
 from quantrim.files import write_json
-from quantrim.machine import describe_machine
 from quantrim.qat import QAT, method
-from quantrim.qat.fake_quantize import Leave, fake_quantize
+from quantrim.qat.quantizers.fake_quantize import FakeQuantOptions, fake_quantize
 from quantrim.vision.models import BiSeNetV2
 
 Step = Callable[[], None]
@@ -182,7 +182,7 @@ def print_peak(name: str, variant: str, batch: int, size: int) -> None:
 def compare_kernels(repeat: int = 30) -> None:
     """Forward of one activation whose gradient is wanted: torch's kernel and ours, in turns."""
     x = torch.randn(8, 64, 56, 56, requires_grad=True)
-    scale, leave = torch.tensor(0.02), Leave(marked=True)
+    scale, leave = torch.tensor(0.02), FakeQuantOptions(marked=True)
     variants: dict[str, Callable[[], Tensor]] = {
         "torch.fake_quantize_per_tensor_affine": lambda: torch.fake_quantize_per_tensor_affine(
             x, float(scale), 128, 0, 255

@@ -37,9 +37,9 @@ from results_speed import (
     thread_counts,
 )
 
+from quantrim.engines.machine import describe_machine
 from quantrim.errors import QuantrimError
 from quantrim.files import read_json, write_json, write_text
-from quantrim.machine import describe_machine
 
 Job = Callable[[], dict[str, Any]]
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from quantrim.engines import open_session
-from quantrim.export.from_torch import export_onnx
+from quantrim.graph.from_torch import export_onnx
 from quantrim.post_training import ptq
 from quantrim.qat import QAT, QATConfig
 from quantrim.vision import models

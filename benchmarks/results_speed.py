@@ -20,9 +20,9 @@ from torch import nn
 from zoo import model_file
 
 from quantrim.engines.bench import bench
-from quantrim.export.from_torch import export_onnx
+from quantrim.graph.from_torch import export_onnx
 from quantrim.post_training import ptq
-from quantrim.prune import prune
+from quantrim.pruning import prune
 from quantrim.vision.config import build_model, load_config
 
 ENGINES = ("openvino", "onnxruntime")

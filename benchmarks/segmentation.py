@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from quantrim.engines import open_session
 from quantrim.engines.bench import bench
-from quantrim.export.from_torch import export_onnx
+from quantrim.engines.machine import describe_machine
 from quantrim.files import read_json, size_mb, write_json
-from quantrim.machine import describe_machine
+from quantrim.graph.from_torch import export_onnx
 from quantrim.post_training import ptq
 from quantrim.vision.data.color import Normalize
 from quantrim.vision.data.datasets import VisionData

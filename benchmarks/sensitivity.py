@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
+from quantrim.engines.machine import describe_machine
 from quantrim.files import write_json
-from quantrim.machine import describe_machine
-from quantrim.prune import Job, Probe, measure, recalibrate_batch_norm, score, survey
-from quantrim.prune.recipe import probe_of
-from quantrim.prune.surgery import remove
+from quantrim.pruning import Job, Probe, measure, recalibrate_batch_norm, score, survey
+from quantrim.pruning.surgery import remove
+from quantrim.recipes.prune import probe_of
+from quantrim.recipes.runs import best_key, load, validation
 from quantrim.vision.config import load_config
-from quantrim.vision.runs import best_key, load, validation
 
 RATIOS = tuple(round(0.1 * step, 1) for step in range(1, 10))
 

@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
-from quantrim.export.from_torch import export_onnx
+from quantrim.graph.from_torch import export_onnx
 
 FOLDER = Path("build/models")
 

@@ -15,7 +15,7 @@ import torch
 from qat_fashion_mnist import accuracy, fit, in_torch, synthetic, tensors
 from torch import Tensor, nn
 
-from quantrim.prune import (
+from quantrim.pruning import (
     Job,
     Probe,
     load_pruned,
@@ -26,7 +26,7 @@ from quantrim.prune import (
     score,
     survey,
 )
-from quantrim.prune.latency import measured_side_by_side
+from quantrim.pruning.cost.latency import measured_side_by_side
 from quantrim.qat import QAT
 from quantrim.vision.data.datasets import fashion_mnist
 from quantrim.vision.models import MobileNetV1

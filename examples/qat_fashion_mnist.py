@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quantrim.engines import open_session
-from quantrim.qat.paddle import QAT
+from quantrim.paddle.qat import QAT
 from quantrim.vision.data.datasets import Arrays, fashion_mnist
 from quantrim.vision.models import MobileNetV1
 

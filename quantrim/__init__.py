@@ -1,7 +1,7 @@
 """Quantize and trim vision models, verified on the engine that runs them.
 
-The verbs are ``ptq``, ``compress``, ``inspect``, ``bench`` and ``QAT``; each is imported when it is first used,
-so that ``import quantrim`` and the command line start at once.
+The verbs are ``ptq``, ``QAT``, ``prune``, ``compress``, ``inspect`` and ``bench``; each is imported when it is
+first used, so that ``import quantrim`` and the command line start at once.
 """
 
 from __future__ import annotations
@@ -12,22 +12,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantrim.compression import compress
     from quantrim.engines.bench import bench
-    from quantrim.inspection import inspect
+    from quantrim.engines.inspect import inspect
     from quantrim.post_training import ptq
+    from quantrim.pruning import prune
     from quantrim.qat import QAT
 
 _HOMES = {
-    "ptq": "quantrim.post_training",
-    "compress": "quantrim.compression",
-    "inspect": "quantrim.inspection",
-    "bench": "quantrim.engines.bench",
     "QAT": "quantrim.qat",
+    "bench": "quantrim.engines.bench",
+    "compress": "quantrim.compression",
+    "inspect": "quantrim.engines.inspect",
+    "prune": "quantrim.pruning",
+    "ptq": "quantrim.post_training",
 }
 
-__all__ = ["QAT", "bench", "compress", "inspect", "ptq"]
+__all__ = ["QAT", "bench", "compress", "inspect", "prune", "ptq"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("quantrim")
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value

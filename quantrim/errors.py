@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,7 +12,17 @@ _SHOWN = 24
 
 
 class QuantrimError(Exception):
-    """Base of every error that quantrim raises on purpose; the CLI prints it and exits 1."""
+    """Base of every error that quantrim raises on purpose; the CLI prints it and exits 1.
+
+    Args:
+        message: what is wrong, where, and how to mend it, in one line.
+        field: the argument that is to blame, where there is one. The message speaks of it by this name; the
+            command line puts its option in the name's place.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class ModelError(QuantrimError):
@@ -58,3 +69,25 @@ def did_you_mean(word: str, legal: Iterable[str]) -> str:
         return f"; did you mean {near[0]!r}?"
     more = f", ... ({len(choices)} in all)" if len(choices) > _SHOWN else ""
     return f"; legal: {', '.join(choices[:_SHOWN])}{more}"
+
+
+#: Source position and signature that ONNX Runtime puts before some of its messages.
+_ORT_SOURCE = re.compile(r"/onnxruntime_src/\S+:\d+ .*?\) (?=\S)")
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an exception's text, without the error code and the place in ONNX Runtime's source."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = lines[0]
+    marker = " : "
+    if text.startswith("[ONNXRuntimeError]") and text.count(marker) >= 3:
+        text = text.split(marker, 3)[3]
+    return _ORT_SOURCE.sub("", text).strip()
+
+
+def refusal(error: BaseException) -> str:
+    """Why ONNX Runtime refuses a model; what to do where the file is newer than the engine."""
+    text = first_line(error)
+    if "Unsupported model IR version" in text:
+        text += ". Install a newer onnxruntime, or save the model with ir_version = 10"
+    return text

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from quantrim.errors import ModelError
+
+#: Positional and keyword arguments of a forward.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+#: What a user may give as example inputs.
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 @contextmanager
@@ -24,3 +34,42 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, tied ones under each of their names."""
     named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     return named | dict(module.named_buffers(remove_duplicate=False))
+
+
+@contextmanager
+def function_modes_restored() -> Iterator[None]:
+    """Take away the function modes that a failed export leaves behind.
+
+    torch 2.15 doesn't leave the mode of its non-strict export where tracing raises; every later call of the
+    process would go through it.
+    """
+    before = torch._C._len_torch_function_stack()
+    try:
+        yield
+    finally:
+        while torch._C._len_torch_function_stack() > before:
+            torch._C._pop_torch_function_stack()
+
+
+def example_arguments(inputs: Inputs) -> Arguments:
+    """Positional and keyword arguments of a forward, from a tensor, several, or a mapping by keyword.
+
+    Raises:
+        ModelError: there is no tensor among them, or an empty one.
+    """
+    if isinstance(inputs, Mapping):
+        arguments: Arguments = (), dict(inputs)
+    elif isinstance(inputs, tuple | list):
+        arguments = tuple(inputs), {}
+    else:
+        arguments = (inputs,), {}
+    tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise ModelError(
+            f"the example inputs hold no tensor (given: {type(inputs).__name__}). Pass torch tensors, e.g. "
+            "torch.randn(1, 3, 224, 224)."
+        )
+    empty = next((tuple(tensor.shape) for tensor in tensors if not tensor.numel()), None)
+    if empty is not None:
+        raise ModelError(f"an example input of shape {empty} is empty. Pass at least one sample.")
+    return arguments

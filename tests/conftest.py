@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantrim.export.from_torch import export_onnx
+from quantrim.graph.from_torch import export_onnx
 
 torch.set_num_threads(1)
 

@@ -1,4 +1,4 @@
-// What made a figure: the same description as Python's quantrim.machine.
+// What made a figure: the same description as Python's quantrim.engines.machine.
 #pragma once
 
 #include <cstdint>

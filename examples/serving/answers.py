@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from examples.serving.artefact import Artefact
+from quantrim.recipes.runs import PALETTE
 from quantrim.vision.data.sample import Sample
 from quantrim.vision.evaluate import classes_of
-from quantrim.vision.runs import PALETTE
 
 
 def top_classes(artefact: Artefact, scores: np.ndarray, count: int = 5) -> list[dict[str, Any]]:

@@ -128,7 +128,9 @@ async def _answer(service: Service, data: bytes, answer: str) -> Response:
     if answer not in ("shares", "mask"):
         raise PictureError(400, f"answer={answer!r} is unknown; legal: shares, mask.")
     if artefact.task == "classification" and answer == "mask":
-        raise PictureError(400, "this model classifies whole pictures; it has no mask. Leave answer=mask out.")
+        raise PictureError(
+            400, "this model classifies whole pictures; it has no mask. FakeQuantOptions answer=mask out."
+        )
     scores, sample = await service.scores(data)
     if artefact.task == "classification":
         return JSONResponse({"classes": top_classes(artefact, scores)})

@@ -25,9 +25,9 @@ import numpy as np
 import typer
 from PIL import Image, ImageFilter
 
+from quantrim.engines.machine import describe_machine
 from quantrim.errors import EngineError
 from quantrim.files import write_json
-from quantrim.machine import describe_machine
 
 _START_SECONDS = 120.0
 

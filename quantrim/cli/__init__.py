@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -28,6 +29,8 @@ from quantrim.cli import (
 from quantrim.errors import QuantrimError
 
 _INTERRUPTED = 130
+#: Options whose name is not that of the library's argument.
+OPTIONS = {"overrides": "--override", "refinements": "--refine"}
 
 app = typer.Typer(
     name="quantrim",
@@ -64,7 +67,7 @@ def main() -> None:
     try:
         app()
     except QuantrimError as error:
-        _fail(str(error))
+        _fail(with_option(error))
     except MemoryError as error:
         _fail(f"not enough memory ({error or 'allocation failed'}). Use a smaller batch or input.")
     except OSError as error:  # a file that can't be read, a folder that can't be written
@@ -75,6 +78,15 @@ def main() -> None:
         if stop.code == _INTERRUPTED:  # typer turns Ctrl-C into this code, without a word
             print("quantrim: interrupted", file=sys.stderr)
         raise
+
+
+def with_option(error: QuantrimError) -> str:
+    """The message of an error with the option of the command line in place of the argument's name."""
+    text = str(error)
+    if error.field is None:
+        return text
+    option = OPTIONS.get(error.field, "--" + error.field.replace("_", "-"))
+    return re.sub(rf"(?<![\w-]){re.escape(error.field)}(?!\w)", option, text)
 
 
 def _fail(message: str) -> NoReturn:

@@ -30,7 +30,7 @@ def bench(
     """Time MODELS in turns, so that a noisy machine is noisy for all of them."""
     from quantrim.engines.bench import bench as run
     from quantrim.engines.bench import scatter
-    from quantrim.machine import describe_machine
+    from quantrim.engines.machine import describe_machine
 
     files = [*([baseline] if baseline else []), *(m for m in models if m != baseline)]
     rows = run(

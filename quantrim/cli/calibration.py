@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from quantrim.cli.options import parse_floats
-from quantrim.deploy import deploy_of
 from quantrim.errors import ConfigError
+from quantrim.recipes.deploy import deploy_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy as np
 
-    from quantrim.calibrate import Preprocess
+    from quantrim.graph.feeds import ImagePreprocess
 
 #: Suffixes of a configuration.
 _CONFIGS = (".yml", ".yaml")
@@ -45,7 +45,7 @@ def samples_of(data: Path, count: int) -> Any:
     """
     if not is_config(data):
         return data
-    from quantrim.vision.calibration import calibration_pairs
+    from quantrim.recipes.calibration import calibration_pairs
     from quantrim.vision.config import load_config
 
     return (image for image, _ in calibration_pairs(load_config(data), count))
@@ -53,7 +53,7 @@ def samples_of(data: Path, count: int) -> Any:
 
 def preprocess_of(
     models: Sequence[Path], deploy: Path | None, mean: str | None, std: str | None, fit: str | None
-) -> Preprocess | Callable[[Path], np.ndarray]:
+) -> ImagePreprocess | Callable[[Path], np.ndarray]:
     """How image files become inputs: as ``deploy.yaml`` says, or by the options given.
 
     Args:
@@ -66,17 +66,17 @@ def preprocess_of(
     Raises:
         ConfigError: both ways were asked for, or an option or the file holds an illegal value.
     """
-    from quantrim.calibrate import Preprocess
+    from quantrim.graph.feeds import ImagePreprocess
 
     deploy = chosen_deploy(models, deploy, mean, std, fit)
     if deploy is not None:
-        from quantrim.vision.calibration import deployed_decoder
+        from quantrim.recipes.calibration import deployed_decoder
 
         return deployed_decoder(deploy)
     if fit not in (None, "crop", "stretch"):
         raise ConfigError(f"--fit {fit!r}; legal: crop, stretch.")
-    usual = Preprocess()
-    return Preprocess(
+    usual = ImagePreprocess()
+    return ImagePreprocess(
         usual.mean if mean is None else parse_channels(mean, "--mean"),
         usual.std if std is None else parse_channels(std, "--std"),
         cast("Literal['crop', 'stretch']", fit or "crop"),
@@ -96,7 +96,9 @@ def chosen_deploy(
     return None if asked else next(filter(None, (deploy_of(model, deploy) for model in models)), None)
 
 
-def prepared_by(data: Path, deploy: Path | None, preprocess: Preprocess | Callable[[Path], np.ndarray]) -> str:
+def prepared_by(
+    data: Path, deploy: Path | None, preprocess: ImagePreprocess | Callable[[Path], np.ndarray]
+) -> str:
     """One sentence that says how the calibration data were prepared.
 
     Args:
@@ -104,11 +106,11 @@ def prepared_by(data: Path, deploy: Path | None, preprocess: Preprocess | Callab
         deploy: result of :func:`chosen_deploy`.
         preprocess: result of :func:`preprocess_of`.
     """
-    from quantrim.calibrate import IMAGENET, Preprocess
+    from quantrim.graph.feeds import IMAGENET, ImagePreprocess
 
     if data.suffix in _ARRAYS:
         return f"Arrays of {data} were taken as they are."
-    if is_config(data) or not isinstance(preprocess, Preprocess):
+    if is_config(data) or not isinstance(preprocess, ImagePreprocess):
         return f"Images were prepared as {data if is_config(data) else deploy} says."
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
     whose = "ImageNet's default" if preprocess == IMAGENET else "as given"

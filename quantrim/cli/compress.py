@@ -21,12 +21,12 @@ from quantrim.cli.calibration import (
 from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape
 from quantrim.cli.output import JsonOption, console_for, emit_json, warn_of_scatter
 from quantrim.cli.train import SetOption
-from quantrim.deploy import carried, deploy_of
 from quantrim.errors import ConfigError
+from quantrim.recipes.deploy import carried, deploy_of
 
 if TYPE_CHECKING:
     from quantrim.compression import Candidate, CompressResult
-    from quantrim.compression.labelled import Training
+    from quantrim.recipes.compress import Training
     from quantrim.vision.config import Config
 
 
@@ -79,7 +79,7 @@ def compress(
 
     given = deploy is not None or mean is not None or std is not None or fit is not None
     if is_config(data):
-        from quantrim.compression.labelled import compress_config
+        from quantrim.recipes.compress import compress_config
         from quantrim.vision.config import load_config
 
         if given or input_shape is not None:
@@ -129,8 +129,8 @@ def _training(
     config: Config, iters: int, ratios: list[float] | None, learning_rate: float | None, save_dir: Path
 ) -> Training | None:
     """What may be trained; None for nothing."""
-    from quantrim.compression.labelled import Training
-    from quantrim.vision.runs import best_key
+    from quantrim.recipes.compress import Training
+    from quantrim.recipes.runs import best_key
     from quantrim.vision.train import TrainSettings
 
     if not iters:

@@ -18,7 +18,7 @@ def demo(
 ) -> None:
     """Train, export, quantize, verify and report on generated pictures; a few minutes on 2 cores."""
     from quantrim.cli.ptq import show
-    from quantrim.demo import demo as run
+    from quantrim.recipes.demo import demo as run
 
     console = console_for(json_target)
     result = run(save_dir, iterations=iters, images=images, say=console.print)

@@ -8,7 +8,7 @@ from quantrim.cli.output import JsonOption, console_for, emit_json
 def doctor(json_target: JsonOption = None) -> None:
     """Show CPU features, engines and versions, and what to expect from INT8 here."""
     from quantrim.engines import ENGINES, installed_engines
-    from quantrim.machine import counted, describe_machine, expectations
+    from quantrim.engines.machine import counted, describe_machine, expectations
 
     machine = describe_machine()
     console = console_for(json_target)

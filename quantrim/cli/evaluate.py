@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from quantrim.recipes.runs import Loaded
     from quantrim.vision.config import Config
-    from quantrim.vision.runs import Loaded
     from quantrim.vision.views import Predict, Views
 
 WeightsOption = Annotated[Path | None, typer.Option("--weights", "--model-path", help="torch weights.")]
@@ -122,9 +122,9 @@ def evaluate(
             raise ConfigError("give --config, or --binary with --model.")
         if (weights is None) == (model is None):
             raise ConfigError("give either --weights or --model.")
+        from quantrim.recipes.runs import load
         from quantrim.vision.config import load_config
         from quantrim.vision.evaluate import evaluate as run
-        from quantrim.vision.runs import load
 
         loaded = load(load_config(config, sets or ()), weights)
         views = views_from(loaded.config, scales, flip, flip_vertical, crop_size, stride)

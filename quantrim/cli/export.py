@@ -23,9 +23,9 @@ def export(
 ) -> None:
     """Export FP32 weights to ONNX and compare the file with torch; --input-shape fixes the shape."""
     from quantrim.files import size_mb
+    from quantrim.recipes.runs import export as run
+    from quantrim.recipes.runs import load
     from quantrim.vision.config import load_config
-    from quantrim.vision.runs import export as run
-    from quantrim.vision.runs import load
 
     loaded = load(load_config(config, sets or ()), weights)
     difference = run(loaded, output, shape=parse_shape(input_shape), output_op=output_op)

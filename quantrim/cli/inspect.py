@@ -21,7 +21,7 @@ from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape
 from quantrim.cli.output import JsonOption, console_for, emit_json
 
 if TYPE_CHECKING:
-    from quantrim.inspection import Inspection
+    from quantrim.engines.inspect import Inspection
 
 
 def inspect(
@@ -43,7 +43,7 @@ def inspect(
     json_target: JsonOption = None,
 ) -> None:
     """Ask an engine which layers of MODEL run INT8; with --against, measure the error of each tensor."""
-    from quantrim.inspection import inspect as run
+    from quantrim.engines.inspect import inspect as run
 
     console = console_for(json_target)
     result = run(

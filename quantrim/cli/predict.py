@@ -42,8 +42,8 @@ def predict(
     json_target: JsonOption = None,
 ) -> None:
     """Predict pictures; segmentation writes added_prediction/ and pseudo_color_prediction/."""
+    from quantrim.recipes.runs import load, predict_files
     from quantrim.vision.config import export_transforms, load_config
-    from quantrim.vision.runs import load, predict_files
 
     if (weights is None) == (model is None):
         raise ConfigError("give either --weights or --model.")

@@ -16,8 +16,8 @@ from quantrim.cli.train import ConfigOption, SetOption
 from quantrim.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from quantrim.prune.forecast import Forecast
-    from quantrim.prune.recipe import PruneRun, Recipe
+    from quantrim.pruning.forecast import Forecast
+    from quantrim.recipes.prune import PruneRecipe, PruneRun
 
 
 def prune(
@@ -58,16 +58,16 @@ def prune(
     json_target: JsonOption = None,
 ) -> None:
     """Remove channels from a trained model and retrain it; SAVE_DIR is then the input of qat and export."""
-    from quantrim.prune.latency import Engine
-    from quantrim.prune.recipe import Listener, Recipe, forecast_config, prune_config
-    from quantrim.prune.solver import Limits
+    from quantrim.pruning.cost.latency import Engine
+    from quantrim.pruning.cost.solver import Limits
+    from quantrim.recipes.prune import Listener, PruneRecipe, forecast_config, prune_config
+    from quantrim.recipes.runs import best_key
     from quantrim.vision.config import load_config
-    from quantrim.vision.runs import best_key
     from quantrim.vision.train import TrainSettings
 
     loaded = load_config(config, sets or ())
     console = console_for(json_target)
-    recipe = Recipe(
+    recipe = PruneRecipe(
         ratio=_ratio(pruning_ratio, channel_ratio, needed=not dry_run),
         of_channels=channel_ratio is not None,
         criterion=criterion,
@@ -172,7 +172,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def show_forecast(console: Console, found: Forecast, recipe: Recipe, limit: int = 8) -> None:
+def show_forecast(console: Console, found: Forecast, recipe: PruneRecipe, limit: int = 8) -> None:
     """What can be pruned, what can't and why, how far it goes, and what measuring will take."""
     looked, graph = found.survey, found.survey.graph
     channels = sum(group.channels for group in graph.groups)

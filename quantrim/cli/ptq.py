@@ -22,8 +22,8 @@ from quantrim.cli.calibration import (
 )
 from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape, parse_words
 from quantrim.cli.output import JsonOption, console_for, emit_json, warn_of_scatter
-from quantrim.deploy import carried
 from quantrim.errors import ConfigError
+from quantrim.recipes.deploy import carried
 
 if TYPE_CHECKING:
     from quantrim.engines.trial import EngineResult

@@ -16,7 +16,7 @@ from quantrim.errors import ConfigError
 
 if TYPE_CHECKING:
     from quantrim.qat.config import QATConfig
-    from quantrim.qat.recipe import QatRun
+    from quantrim.recipes.qat import QatRun
 
 WeightsOption = Annotated[Path, typer.Option("--weights", help="FP32 weights to start from.")]
 SaveDirOption = Annotated[Path, typer.Option(help="Checkpoints, INT8 file, deploy.yaml, qat.json.")]
@@ -59,9 +59,9 @@ def qat(
     json_target: JsonOption = None,
 ) -> None:
     """Train with quantization in the loop; export the best state as INT8 and verify it on the engines."""
-    from quantrim.qat.recipe import Recipe, train_quantized
+    from quantrim.recipes.qat import QatRecipe, train_quantized
+    from quantrim.recipes.runs import best_key
     from quantrim.vision.config import load_config
-    from quantrim.vision.runs import best_key
     from quantrim.vision.train import TrainSettings
 
     loaded = load_config(config, sets or ())
@@ -75,7 +75,7 @@ def qat(
         freeze_batch_norm_at=freeze_batch_norm_at,
         skip=(*(skip or ()), *kept_float(loaded, quantize)),
     )
-    recipe = Recipe(
+    recipe = QatRecipe(
         target=target or chosen_target,
         config=chosen,
         samples=samples,
@@ -106,14 +106,14 @@ def settings_of(name: str, quant_config: Path | None, **changes: Any) -> tuple[Q
     """QAT settings and target from a method's name or a file of PaddleSlim's keys."""
     from dataclasses import replace
 
+    from quantrim.paddle.settings import config_from_paddle
     from quantrim.qat.config import method
-    from quantrim.qat.seed_config import config_from_seed
 
     if quant_config is None:
         return method(name, **changes), "portable"
     if name != "default":
         raise ConfigError("--method and --quant-config both say how to quantize; give one of them.")
-    seed = config_from_seed(_yaml(quant_config))
+    seed = config_from_paddle(_yaml(quant_config))
     del changes["weight_bits"]
     changes["skip"] = (*seed.config.skip, *changes["skip"])
     return replace(seed.config, **changes), seed.target
@@ -132,7 +132,7 @@ def kept_float(config: Any, quantize: str) -> tuple[str, ...]:
     """Modules that stay float when only the backbone, or only some globs of top-level modules, are meant."""
     import fnmatch
 
-    from quantrim.vision.runs import load
+    from quantrim.recipes.runs import load
 
     if quantize == "all":
         return ()
@@ -146,7 +146,7 @@ def kept_float(config: Any, quantize: str) -> tuple[str, ...]:
 
 def distillation(wanted: bool, features: str | None) -> Any:
     """Settings of distillation, or None."""
-    from quantrim.qat.distill import Distillation
+    from quantrim.distillation import Distillation
 
     if not wanted and features is None:
         return None

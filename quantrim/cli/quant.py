@@ -24,9 +24,9 @@ def quant(
     json_target: JsonOption = None,
 ) -> None:
     """Quantize, retrain for a few iterations, keep the better state, export INT8."""
-    from quantrim.qat.recipe import Recipe, train_quantized
+    from quantrim.recipes.qat import QatRecipe, train_quantized
+    from quantrim.recipes.runs import best_key
     from quantrim.vision.config import load_config
-    from quantrim.vision.runs import best_key
     from quantrim.vision.train import TrainSettings
 
     loaded = load_config(config)
@@ -37,6 +37,6 @@ def quant(
         seed=seed,
         best_key=best_key(loaded),
     )
-    run = train_quantized(loaded, model_path, settings, save_dir, Recipe(learning_rate=learning_rate))
+    run = train_quantized(loaded, model_path, settings, save_dir, QatRecipe(learning_rate=learning_rate))
     show(console_for(json_target), run)
     emit_json(run.to_json(), json_target)

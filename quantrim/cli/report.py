@@ -49,10 +49,11 @@ def report(
 def with_pictures(result: Result, against: Path, images: Path, count: int, engine: str) -> Result:
     """A result with the predictions of both files; as it is where it has no file."""
     from quantrim.engines import open_session
-    from quantrim.vision.comparison import compare, examples_of_files, examples_of_set
-    from quantrim.vision.config import build_data, load_config
+    from quantrim.recipes.comparison import compare, examples_of_files, examples_of_set
+    from quantrim.recipes.runs import read_deployment
+    from quantrim.vision.config import load_config
+    from quantrim.vision.data.build import build_data
     from quantrim.vision.evaluate import engine_predictor
-    from quantrim.vision.runs import read_deployment
 
     path = result.output
     if path is None:

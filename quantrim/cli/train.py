@@ -42,8 +42,8 @@ def train(
     json_target: JsonOption = None,
 ) -> None:
     """Train a model; keeps checkpoints and the best weights, resumes exactly."""
+    from quantrim.recipes.runs import best_key, train_config
     from quantrim.vision.config import load_config
-    from quantrim.vision.runs import best_key, train_config
     from quantrim.vision.train import TrainSettings
 
     loaded = load_config(config, sets or ())

@@ -3,7 +3,7 @@
 from quantrim.compression.compress import RECIPES, Offers, compress
 from quantrim.compression.judge import Judge, agreement_judge, metric_judge
 from quantrim.compression.result import Candidate, CompressResult
-from quantrim.compression.variants import Recipe
+from quantrim.compression.variants import Variant
 
 __all__ = [
     "RECIPES",
@@ -11,7 +11,7 @@ __all__ = [
     "CompressResult",
     "Judge",
     "Offers",
-    "Recipe",
+    "Variant",
     "agreement_judge",
     "compress",
     "metric_judge",

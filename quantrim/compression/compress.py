@@ -20,28 +20,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from quantrim.calibrate import IMAGENET, Preprocess, calibration_feeds
 from quantrim.compression.judge import Judge, agreement_judge
 from quantrim.compression.result import Candidate, CompressResult, Layer
 from quantrim.compression.search import fewest_float
 from quantrim.compression.spool import Spool
-from quantrim.compression.variants import Recipe, Variants
+from quantrim.compression.variants import Variant, Variants
 from quantrim.engines import EngineName, LayerRun, Precision, Session, open_session, require_engine
 from quantrim.engines.bench import Latency, interleaved, latency
 from quantrim.engines.trial import EngineResult, ask
 from quantrim.errors import ConfigError
-from quantrim.export.qdq import save_model
 from quantrim.files import atomic_path, require_onnx_output, size_mb
 from quantrim.graph import normalize, prove_equal, read_onnx
-from quantrim.post_training import MICRO_BATCH, as_onnx, input_ports, kept_batches
-from quantrim.quantized import ranges_path
+from quantrim.graph.feeds import IMAGENET, ImagePreprocess, calibration_feeds, kept_batches
+from quantrim.graph.load import as_onnx
+from quantrim.graph.ports import input_ports
+from quantrim.graph.session import save_model
+from quantrim.post_training.ptq import MICRO_BATCH
+from quantrim.post_training.quantize import ranges_path
 from quantrim.targets import target_named
 
 if TYPE_CHECKING:
     import torch
 
 #: Tried in this order while whole INT8 loses too much; none of them costs latency.
-RECIPES = (Recipe("mse"), Recipe("hist"), Recipe("kl"), Recipe("mse", ("equalize", "bias")))
+RECIPES = (Variant("mse"), Variant("hist"), Variant("kl"), Variant("mse", ("equalize", "bias")))
 #: Profiles of a file; the median of a layer's times counts.
 _PROFILES = 3
 #: A layer got slower when INT8 costs it more than this share of the whole float model's time.
@@ -64,10 +66,10 @@ def compress(
     judge: Judge | None = None,
     samples: int = 100,
     judged: int = 200,
-    recipes: Sequence[Recipe] = RECIPES,
+    recipes: Sequence[Variant] = RECIPES,
     skip: Sequence[str] = (),
     offers: Offers | None = None,
-    preprocess: Preprocess | Callable[[Path], np.ndarray] = IMAGENET,
+    preprocess: ImagePreprocess | Callable[[Path], np.ndarray] = IMAGENET,
     input_shape: tuple[int, ...] | None = None,
     example_inputs: Any = None,
     threads: int = 1,
@@ -225,7 +227,7 @@ class _Search:
         self.entries: list[_Entry] = []
         self.layers: list[Layer] = []
 
-    def run(self, source: Path, variants: Variants, recipes: Sequence[Recipe]) -> bool:
+    def run(self, source: Path, variants: Variants, recipes: Sequence[Variant]) -> bool:
         """Try everything that needs no training; whether whole INT8 is within the drop."""
         self._consider("FP32", source)
         if self.engine.name == "openvino":
@@ -244,7 +246,7 @@ class _Search:
         offers: Offers,
         whole: bool,
         variants_of: Callable[[ir.Model], Variants],
-        recipes: Sequence[Recipe],
+        recipes: Sequence[Variant],
     ) -> None:
         """Try what training offers: whole INT8 where it lost too much, then pruned models in INT8."""
         if offers.quantized is not None and not whole:
@@ -278,7 +280,7 @@ class _Search:
         return self.entries[-1]
 
     def _int8(
-        self, name: str, files: _Files, recipe: Recipe, float_layers: frozenset[str] = frozenset()
+        self, name: str, files: _Files, recipe: Variant, float_layers: frozenset[str] = frozenset()
     ) -> _Entry:
         path = self.folder / f"candidate_{len(self.entries)}.onnx"
         plan = files.variants.write(path, recipe, float_layers)
@@ -296,9 +298,9 @@ class _Search:
     def _within(self, entry: _Entry) -> bool:
         return entry.candidate.drop <= self.max_drop
 
-    def _whole(self, name: str, files: _Files, recipes: Sequence[Recipe]) -> tuple[Recipe, _Entry]:
+    def _whole(self, name: str, files: _Files, recipes: Sequence[Variant]) -> tuple[Variant, _Entry]:
         """Everything in INT8, by one recipe after the other until one is within the drop; the best."""
-        tried: list[tuple[Recipe, _Entry]] = []
+        tried: list[tuple[Variant, _Entry]] = []
         for recipe in recipes:
             tried.append((recipe, self._int8(f"{name}, {recipe.name}", files, recipe)))
             if self._within(tried[-1][1]):
@@ -313,13 +315,15 @@ class _Search:
         whole = float(np.median([sum(run.time_ms or 0.0 for run in runs) for runs in before]))
         return variants.gains(before, after), whole
 
-    def _without_slow(self, files: _Files, recipe: Recipe, gains: Mapping[str, float], whole_ms: float) -> None:
+    def _without_slow(
+        self, files: _Files, recipe: Variant, gains: Mapping[str, float], whole_ms: float
+    ) -> None:
         """Whole INT8 passed; the layers that it made slower may be float."""
         slow = frozenset(layer for layer, gain in gains.items() if gain < -_SLOWER * whole_ms)
         if slow and len(slow) < len(files.variants.layers):
             self._int8(f"INT8 but for {_layers(slow)} that it made slower", files, recipe, slow)
 
-    def _mixed(self, files: _Files, recipe: Recipe, gains: Mapping[str, float]) -> None:
+    def _mixed(self, files: _Files, recipe: Variant, gains: Mapping[str, float]) -> None:
         """Whole INT8 lost too much: put back to float what makes most error, also for the time it saves."""
         variants = files.variants
         noises = {layer: variants.noise_alone(layer, recipe.algo) for layer in variants.layers}

@@ -9,8 +9,7 @@ import numpy as np
 
 from quantrim.engines import Session
 from quantrim.errors import DataError, EngineError
-
-Feed = Mapping[str, np.ndarray]
+from quantrim.graph.ports import Feed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ def agreement_judge(reference: Session, feeds: Callable[[], Iterable[Feed]]) -> 
         count += len(answers[0])
         kept.append([_classes(answer) if _has_classes(answer) else answer for answer in answers])
     if not kept:
-        raise DataError("no picture is left to judge on; give more pictures, or fewer --samples.")
+        raise DataError("no image is left to judge on; give more images, or fewer samples.", field="samples")
 
     def points(session: Session) -> float:
         sums = np.zeros((len(kept[0]), 2))

@@ -8,9 +8,9 @@ from typing import Any
 
 from quantrim.engines import EngineName, Precision
 from quantrim.engines.bench import Latency
+from quantrim.engines.machine import describe_machine
 from quantrim.engines.trial import EngineResult
 from quantrim.engines.verdict import NAMES
-from quantrim.machine import describe_machine
 
 
 @dataclass(frozen=True, slots=True)

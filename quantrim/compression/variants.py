@@ -10,25 +10,26 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from quantrim.calibrate import collect
 from quantrim.engines import LayerRun
 from quantrim.engines.verdict import run_of
 from quantrim.errors import ModelError
 from quantrim.graph import Graph, graph_from_onnx
 from quantrim.graph.normalize import run_batches
+from quantrim.graph.ports import Feed
 from quantrim.placement import Plan, Selection, place
-from quantrim.quantized import Quantized, decide, refine, save_quantized
+from quantrim.placement.quantized import Quantized
+from quantrim.post_training.calibrate import collect
+from quantrim.post_training.quantize import decide, refine, save_quantized
+from quantrim.post_training.refine import Refinement, equalize, noise
 from quantrim.ranges import Algo, Sketch
-from quantrim.refine import Refinement, equalize, noise
 from quantrim.targets import Target
 
-Feed = Mapping[str, np.ndarray]
 _LINEAR = frozenset({"conv", "conv_transpose", "linear", "matmul"})
 _RANKING_BATCHES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class Variant:
     """How the numbers of an INT8 file are chosen.
 
     Attributes:
@@ -80,7 +81,7 @@ class Variants:
         int8 = self.plan.int8_nodes
         return tuple(node.name for node in self.graph.nodes if node.name in int8 and node.op in _LINEAR)
 
-    def write(self, path: Path, recipe: Recipe, float_layers: frozenset[str] = frozenset()) -> Plan:
+    def write(self, path: Path, recipe: Variant, float_layers: frozenset[str] = frozenset()) -> Plan:
         """Write a file, and its ranges beside it; returns where its quantizers stand.
 
         Raises:

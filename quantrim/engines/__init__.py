@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from quantrim.engines.base import EngineName, LayerRun, Port, Precision, Session, random_inputs
+from quantrim.engines.base import EngineName, LayerRun, Precision, Session, random_inputs
 from quantrim.errors import EngineError, ModelError, did_you_mean
 from quantrim.files import absence
-from quantrim.runtime import parse_onnx
+from quantrim.graph.ports import Port
+from quantrim.graph.session import parse_onnx
 
 ENGINES: tuple[EngineName, ...] = ("openvino", "onnxruntime", "tensorrt")
 

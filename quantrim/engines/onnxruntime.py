@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from quantrim.engines.base import EngineName, LayerRun, Port, Precision
-from quantrim.errors import EngineError
-from quantrim.runtime import first_line, refusal
+from quantrim.engines.base import EngineName, LayerRun, Precision
+from quantrim.errors import EngineError, first_line, refusal
+from quantrim.graph.ports import Port
 
 _DTYPES = {
     "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,

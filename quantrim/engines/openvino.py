@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from quantrim.engines.base import EngineName, LayerRun, Port, Precision
+from quantrim.engines.base import EngineName, LayerRun, Precision
 from quantrim.errors import EngineError
+from quantrim.graph.ports import Port
 
 _PRECISIONS = {"u8": "int8", "i8": "int8", "s8": "int8"}
 #: Lines of an error that say where in OpenVINO's source it came up, or nothing.

@@ -11,8 +11,9 @@ import numpy as np
 import tensorrt as trt
 import torch
 
-from quantrim.engines.base import EngineName, LayerRun, Port, Precision
+from quantrim.engines.base import EngineName, LayerRun, Precision
 from quantrim.errors import EngineError
+from quantrim.graph.ports import Port
 
 _PRECISIONS = {"Int8": "int8", "Float": "f32", "FP32": "f32", "Half": "f16", "FP16": "f16", "BFloat16": "bf16"}
 

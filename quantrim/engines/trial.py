@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from quantrim.engines import EngineName, installed_engines, open_session
-from quantrim.engines.verdict import NAMES, Agreement, Race, Verdict, agreement, headline, judge, race
+from quantrim.engines.verdict import NAMES, OutputAgreement, Race, Verdict, agreement, headline, judge, race
 from quantrim.errors import EngineError
 from quantrim.graph import Graph
 
@@ -33,7 +33,7 @@ class EngineResult:
 
     verdict: Verdict
     times: Race
-    agreement: tuple[Agreement, ...]
+    agreement: tuple[OutputAgreement, ...]
     headline: str
 
     def to_json(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _doubt(
     engine: EngineName,
     float_path: Path,
     int8_path: Path,
-    found: Agreement,
+    found: OutputAgreement,
     feeds: Sequence[Mapping[str, np.ndarray]],
 ) -> str:
     """A warning where another engine gets far better answers from the same file, else nothing."""
@@ -110,6 +110,6 @@ def _doubt(
         return ""
     return (
         f"Don't deploy this file on {NAMES[engine]}: it computes something else from it than {NAMES[witness]} "
-        f"(SQNR {found.sqnr_db:.1f} dB against {theirs.sqnr_db:.1f} dB). Try the engine's own --target; if "
+        f"(SQNR {found.sqnr_db:.1f} dB against {theirs.sqnr_db:.1f} dB). Try the engine's own target; if "
         "that is no better, please report the model. "
     )

@@ -11,10 +11,8 @@ import numpy as np
 
 from quantrim.engines import EngineName, LayerRun, Session, open_session
 from quantrim.engines.bench import Latency, interleaved, latency
+from quantrim.graph.ports import Feed
 from quantrim.graph.view import LINEAR_OPS, Graph, Node, macs
-
-Feed = Mapping[str, np.ndarray]
-
 
 #: Engines as people write them.
 NAMES: dict[str, str] = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
@@ -117,7 +115,7 @@ def _reason(run: LayerRun | None, engine: EngineName) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class OutputAgreement:
     """Distance between the outputs of the quantized file on its engine and of the float model.
 
     Attributes:
@@ -133,7 +131,9 @@ class Agreement:
     top1: float | None
 
 
-def agreement(float_session: Session, int8_session: Session, feeds: Sequence[Feed]) -> tuple[Agreement, ...]:
+def agreement(
+    float_session: Session, int8_session: Session, feeds: Sequence[Feed]
+) -> tuple[OutputAgreement, ...]:
     """Compare two sessions on the same inputs, output by output in order.
 
     Args:
@@ -169,10 +169,10 @@ class _Compared:
         if expected.ndim > 1 and expected.shape[1] > 1 and np.issubdtype(expected.dtype, np.floating):
             self.same.append(float(np.mean(expected.argmax(axis=1) == got.argmax(axis=1))))
 
-    def agreement(self, output: str) -> Agreement:
+    def agreement(self, output: str) -> OutputAgreement:
         """What the sums say."""
         sizes = [len(batch) for batch in self.cosines]
-        return Agreement(
+        return OutputAgreement(
             output=output,
             cosine=float(np.concatenate(self.cosines).mean()),
             sqnr_db=sqnr_db(self.signal, self.noise),

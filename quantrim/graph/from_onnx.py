@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from quantrim.graph.ports import Feed
+from quantrim.graph.session import reference_session, with_outputs
 from quantrim.graph.view import Graph, Node, Weight
-from quantrim.runtime import Feed, reference_session, with_outputs
 
 #: ONNX op type → canonical op. Conv, Gemm and MatMul are told apart by their constant operands below.
 CANONICAL = {

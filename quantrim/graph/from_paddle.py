@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from quantrim.errors import ModelError
-from quantrim.runtime import first_line
+from quantrim.errors import ModelError, first_line
 
 _OPSET = 17
 

@@ -28,8 +28,9 @@ import onnxscript.optimizer
 import onnxscript.rewriter
 from onnxscript.rewriter.rules import common as rules
 
-from quantrim.errors import ModelError
-from quantrim.runtime import Feed, first_line, numpy_dtype, parse_onnx, reference_session
+from quantrim.errors import ModelError, first_line
+from quantrim.graph.ports import Feed, numpy_dtype
+from quantrim.graph.session import parse_onnx, reference_session
 
 #: Largest relative L2 distance that re-ordered float32 sums explain.
 EQUAL_TOLERANCE = 1e-4
@@ -235,7 +236,8 @@ def _concrete_shape(value: ir.Value, given: tuple[int, ...] | None) -> tuple[int
     dims = [1 if index == 0 and d is None else d for index, d in enumerate(declared)]
     if value.shape is None or any(d is None for d in dims):
         raise ModelError(
-            f"input {value.name!r} has dynamic shape {_spell(declared)}. Pass --input-shape, e.g. 1,3,224,224."
+            f"input {value.name!r} has dynamic shape {_spell(declared)}. Give input_shape, e.g. 1,3,224,224.",
+            field="input_shape",
         )
     return tuple(d for d in dims if d is not None)
 

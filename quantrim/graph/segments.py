@@ -15,9 +15,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from quantrim.errors import ModelError
+from quantrim.errors import ModelError, refusal
 from quantrim.graph.from_onnx import captured
-from quantrim.runtime import Feed, reference_session, refusal, with_outputs
+from quantrim.graph.ports import Feed
+from quantrim.graph.session import reference_session, with_outputs
 
 #: Bytes of wanted tensors that a segment returns at most (or one tensor, if it is larger).
 RETURNED_BYTES = 1 << 30

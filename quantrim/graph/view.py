@@ -45,7 +45,7 @@ class Node:
     """One operation.
 
     Attributes:
-        name: unique name; a user's ``--skip`` globs match it.
+        name: unique name; a user's ``skip`` globs match it.
         op: canonical op ("conv", "linear", "add", ...; "other" when quantrim has no name for it).
         kind: what the source calls it ("Conv", "aten::conv2d").
         inputs: activation tensors read, in order; constants are left out.

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from quantrim.errors import ConfigError, did_you_mean
 from quantrim.graph.view import LINEAR_OPS, MOVEMENT_OPS, Graph, Node
-from quantrim.placement.plan import Plan, WeightQuantizer
+from quantrim.placement.plan import Plan, WeightQuantization
 from quantrim.targets.base import Target
 
 
@@ -87,12 +87,13 @@ def _check_selection(graph: Graph, target: Target, selection: Selection) -> None
     names = [node.name for node in graph.nodes]
     for glob in selection.skip:
         if not any(fnmatch.fnmatchcase(name, glob) for name in names):
-            raise ConfigError(f"--skip {glob!r} matches no node{did_you_mean(glob, names[:400])}")
+            raise ConfigError(f"skip {glob!r} matches no node{did_you_mean(glob, names[:400])}", field="skip")
     for op in selection.op_types or ():
         if op not in target.runs_int8:
             raise ConfigError(
-                f"--op-types {op!r}: target {target.name!r} can't run it in INT8"
-                + did_you_mean(op, target.runs_int8)
+                f"op_types {op!r}: target {target.name!r} can't run it in INT8"
+                + did_you_mean(op, target.runs_int8),
+                field="op_types",
             )
 
 
@@ -297,6 +298,6 @@ def _tensor_order(graph: Graph) -> dict[str, int]:
     return order
 
 
-def _weight_quantizer(node: Node) -> WeightQuantizer:
+def _weight_quantizer(node: Node) -> WeightQuantization:
     assert node.weight is not None
-    return WeightQuantizer(node.name, node.weight.name, node.weight.axis, node.bias, node.inputs[0])
+    return WeightQuantization(node.name, node.weight.name, node.weight.axis, node.bias, node.inputs[0])

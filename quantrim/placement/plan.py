@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
-class WeightQuantizer:
+class WeightQuantization:
     """Quantizer of a constant weight: symmetric int8 in -127..127.
 
     Attributes:
@@ -47,7 +47,7 @@ class Plan:
     groups: Mapping[str, str]
     reads: frozenset[tuple[str, str]]
     outputs: frozenset[str]
-    weights: Mapping[str, WeightQuantizer]
+    weights: Mapping[str, WeightQuantization]
     float_nodes: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Plan:
         }
 
 
-def _weight_json(quantizer: WeightQuantizer) -> dict[str, Any]:
+def _weight_json(quantizer: WeightQuantization) -> dict[str, Any]:
     return {name: getattr(quantizer, name) for name in ("node", "tensor", "axis", "bias", "source")}
 
 
@@ -77,6 +77,6 @@ def plan_from_json(value: Mapping[str, Any]) -> Plan:
         groups=dict(value["groups"]),
         reads=frozenset((node, tensor) for node, tensor in value["reads"]),
         outputs=frozenset(value["outputs"]),
-        weights={name: WeightQuantizer(**w) for name, w in value["weights"].items()},
+        weights={name: WeightQuantization(**w) for name, w in value["weights"].items()},
         float_nodes=dict(value["float_nodes"]),
     )

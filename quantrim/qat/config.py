@@ -17,7 +17,7 @@ EXPORTED_BITS = 8
 
 ActivationMethod = Literal["moving_average", "abs_max", "range_abs_max", "lsq", "pact"]
 WeightMethod = Literal["abs_max", "moving_average", "range_abs_max", "lsq"]
-Preprocess = Literal["pact"]
+WeightPreprocess = Literal["pact"]
 #: Makes a module, a fresh one for every tensor; of an instance copies are made.
 ModuleMaker = Callable[[], nn.Module] | nn.Module
 
@@ -65,7 +65,7 @@ class QATConfig:
     moving_rate: float = 0.9
     compat_start: bool = False
     window_size: int = 10_000
-    weight_preprocess: Preprocess | ModuleMaker | None = None
+    weight_preprocess: WeightPreprocess | ModuleMaker | None = None
     activation_preprocess: ModuleMaker | None = None
     weight_quantizer: ModuleMaker | None = None
     activation_quantizer: ModuleMaker | None = None

@@ -12,21 +12,20 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from quantrim.errors import CheckpointError, DataError, ModelError
-from quantrim.modules import in_mode
+from quantrim.errors import CheckpointError, ConfigError, DataError, ModelError
+from quantrim.modules import Arguments, Inputs, example_arguments, in_mode
 from quantrim.placement import Plan
-from quantrim.qat.bank import BANK_NAME, Bank, Visitor, key_of, prepared_weight
-from quantrim.qat.calibration import Collect, initial_range
-from quantrim.qat.config import QATConfig
-from quantrim.qat.export import ExportResult, export_int8
-from quantrim.qat.layout import Site, WeightUse, lay_out
-from quantrim.qat.quantizers import ActivationQuantizer
-from quantrim.qat.trace import Trace, trace
-from quantrim.qat.weights import ClippedWeight, WeightQuantizer
+from quantrim.qat.config import EXPORTED_BITS, QATConfig
+from quantrim.qat.export.export import ExportResult, export_int8
+from quantrim.qat.interceptor import SET_NAME, LiveModule, QuantizerSet, Visitor, key_of, prepared_weight
+from quantrim.qat.plan import CallSite, WeightUse, plan_module
+from quantrim.qat.quantizers.activations import ActivationQuantizer
+from quantrim.qat.quantizers.calibration import Collect, initial_range
+from quantrim.qat.quantizers.weights import ClippedWeight, WeightQuantizer
+from quantrim.qat.tracing.trace import Trace, trace
 from quantrim.ranges import Algo
 from quantrim.targets import Target, target_named
 
-Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 #: Weight of a calibration against training batches in a moving average.
 _CALIBRATED, _GUESSED = 100.0, 0.0
 
@@ -68,39 +67,44 @@ class QAT:
         more_examples: Sequence[Inputs] = (),
         inplace: bool = True,
     ) -> None:
-        if hasattr(module, BANK_NAME):
+        if hasattr(module, SET_NAME):
             raise ModelError(
-                f"{type(module).__name__} is quantized already, or has an attribute {BANK_NAME!r} of its own."
+                f"{type(module).__name__} is quantized already, or has an attribute {SET_NAME!r} of its own."
             )
         self.module = module if inplace else copy.deepcopy(module)
         self.target = target_named(target) if isinstance(target, str) else target
         self.config = config or QATConfig()
-        self.example = call_arguments(example_inputs)
-        self.examples = (self.example, *map(call_arguments, more_examples))
+        self.example = example_arguments(example_inputs)
+        self.examples = (self.example, *map(example_arguments, more_examples))
         evaluated, trained = _traces(self.module, self.examples)
-        layout = lay_out(self.module, evaluated, trained, self.target, self.config)
+        layout = plan_module(self.module, evaluated, trained, self.target, self.config)
         if not layout.plan.weights:
             reasons = "; ".join(sorted(set(layout.plan.float_nodes.values())))
             raise ModelError(
                 f"no layer of {type(module).__name__} can be quantized for {self.target.name!r}: "
                 f"{reasons or 'it has no convolution or linear layer'}."
             )
-        self.bank = Bank(self.module, layout, self.config)
+        self.quantizer_set = QuantizerSet(self.module, layout, self.config)
         device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
-        self.module.add_module(BANK_NAME, self.bank.to(device))
-        self.bank.train(self.module.training)
+        self.module.add_module(SET_NAME, self.quantizer_set.to(device))
+        self.quantizer_set.train(self.module.training)
         self._calibrate(self.examples, "min_max", _GUESSED)
         self.advance(0)
 
     @property
+    def live(self) -> LiveModule:
+        """The module with its quantizers, as the stages behind training take it."""
+        return LiveModule(self.module, self.quantizer_set, self.target)
+
+    @property
     def plan(self) -> Plan:
         """Where quantizers stand; nodes are calls, tensors are results of calls."""
-        return self.bank.layout.plan
+        return self.quantizer_set.layout.plan
 
     @property
     def quantizers(self) -> dict[str, nn.Module]:
         """Activation quantizers by the tensor that leads their scale group."""
-        return {group: self.bank.quantizer(group) for group in self.bank.layout.codes}
+        return {group: self.quantizer_set.quantizer(group) for group in self.quantizer_set.layout.codes}
 
     def calibrate(self, batches: Iterable[Inputs], limit: int | None = None) -> None:
         """Set the ranges that training starts from, by one float pass over some data.
@@ -113,12 +117,12 @@ class QAT:
             DataError: no batch, or an activation that is NaN or infinite.
         """
         algo = self.config.initial_range
-        self._calibrate(map(call_arguments, batches), algo, _CALIBRATED, limit)
+        self._calibrate(map(example_arguments, batches), algo, _CALIBRATED, limit)
 
     def _calibrate(
         self, batches: Iterable[Arguments], algo: Algo, trust: float, limit: int | None = None
     ) -> None:
-        visitor, count = Collect(self.bank), 0
+        visitor, count = Collect(self.quantizer_set), 0
         with self.evaluating(visitor):
             for args, kwargs in batches:
                 if count == limit:
@@ -127,30 +131,26 @@ class QAT:
                 count += 1
         if not count:
             raise DataError("calibration got no batch; pass at least one input of the model.")
-        for group, codes in self.bank.layout.codes.items():
-            quantizer = self.bank.quantizer(group)
+        for group, codes in self.quantizer_set.layout.codes.items():
+            quantizer = self.quantizer_set.quantizer(group)
             if not isinstance(quantizer, ActivationQuantizer):
                 continue
-            sketches = [visitor.sketches[group, m] for m in range(self.bank.layout.members[group])]
+            sketches = [visitor.sketches[group, m] for m in range(self.quantizer_set.layout.members[group])]
             ranges = [initial_range(s, algo, codes) for s in sketches if s.samples]
             if len(ranges) == len(sketches):
                 quantizer.set_ranges(ranges, trust)
         self._start_weights()
 
     def _start_weights(self) -> None:
-        with self.evaluating(_StartWeights(self.bank)):
+        with self.evaluating(_StartWeights(self.quantizer_set)):
             for args, kwargs in self.examples:  # each branch has weights of its own
                 self.module(*args, **kwargs)
 
     @contextmanager
     def evaluating(self, visitor: Visitor | None = None) -> Iterator[None]:
         """Evaluation mode without gradients, under a visitor; the modes of all modules return afterwards."""
-        self.bank.visitor = visitor
-        try:
-            with in_mode(self.module, training=False), torch.no_grad():
-                yield
-        finally:
-            self.bank.visitor = None
+        with self.live.evaluating(visitor):
+            yield
 
     def advance(self, iteration: int) -> None:
         """Follow the schedules; call it with the iteration's number before each training step.
@@ -159,10 +159,10 @@ class QAT:
             iteration: 0 for the first step.
         """
         config = self.config
-        self.bank.quantizing = iteration >= config.warm_up
-        self.bank.batch_norm_frozen = reached(iteration, config.freeze_batch_norm_at)
+        self.quantizer_set.quantizing = iteration >= config.warm_up
+        self.quantizer_set.batch_norm_frozen = reached(iteration, config.freeze_batch_norm_at)
         frozen = reached(iteration, config.freeze_ranges_at)
-        for quantizer in (*self.bank.activations.values(), *self.bank.weights.values()):
+        for quantizer in (*self.quantizer_set.activations.values(), *self.quantizer_set.weights.values()):
             if isinstance(quantizer, (ActivationQuantizer, WeightQuantizer)):
                 quantizer.observing = not frozen
 
@@ -172,12 +172,12 @@ class QAT:
         Learned steps, offsets and thresholds get ``config.learned_rate`` times the learning rate; the
         thresholds of PACT get L2 decay, since nothing else pulls them down, and steps get none.
         """
-        learned = {id(p) for p in self.bank.parameters()}
+        learned = {id(p) for p in self.quantizer_set.parameters()}
         own = [p for p in self.module.parameters() if id(p) not in learned and p.requires_grad]
         rate = learning_rate * self.config.learned_rate
         decayed: list[nn.Parameter] = []
         free: list[nn.Parameter] = []
-        for name, parameter in self.bank.named_parameters():
+        for name, parameter in self.quantizer_set.named_parameters():
             kind = name.rpartition(".")[2]
             (decayed if kind in ("top", "bottom", "threshold") else free).append(parameter)
         groups = [{"params": own, "lr": learning_rate, "weight_decay": weight_decay}]
@@ -201,8 +201,8 @@ class QAT:
 
     def remove(self) -> nn.Module:
         """Take quantizers and hooks away; returns the module with its trained float weights."""
-        self.bank.detach()
-        delattr(self.module, BANK_NAME)
+        self.quantizer_set.detach()
+        delattr(self.module, SET_NAME)
         return self.module
 
     def export(
@@ -229,9 +229,14 @@ class QAT:
             ModelError: torch can't export the module, or the file computes something else.
             ConfigError: the activations have other than 8 bits, which QDQ files don't express.
         """
-        example = self.example if example_inputs is None else call_arguments(example_inputs)
+        example = self.example if example_inputs is None else example_arguments(example_inputs)
+        if self.config.activation_bits != EXPORTED_BITS:
+            raise ConfigError(
+                f"activation_bits is {self.config.activation_bits}; narrower or wider activations than "
+                f"{EXPORTED_BITS} bits exist in simulation only. Train with activation_bits=8 to export."
+            )
         return export_int8(
-            self,
+            self.live,
             path,
             example,
             dynamic_batch=dynamic_batch,
@@ -239,16 +244,6 @@ class QAT:
             inputs=input_names,
             outputs=output_names,
         )
-
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def call_arguments(inputs: Inputs) -> Arguments:
-    """Positional and keyword arguments of a forward."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return ((inputs,) if isinstance(inputs, Tensor) else tuple(inputs)), {}
 
 
 def reached(iteration: int, start: int | None) -> bool:
@@ -271,16 +266,16 @@ def _traces(module: nn.Module, examples: Sequence[Arguments]) -> tuple[list[Trac
 class _StartWeights(Visitor):
     """Visitor that shows every weight to its quantizer and preprocess module once."""
 
-    def __init__(self, bank: Bank) -> None:
-        self.bank = bank
+    def __init__(self, quantizers: QuantizerSet) -> None:
+        self.quantizers = quantizers
 
     @override
-    def weight(self, weight: Tensor, use: WeightUse, site: Site) -> Tensor:
+    def weight(self, weight: Tensor, use: WeightUse, site: CallSite) -> Tensor:
         key = key_of(use.key)
-        before = dict(self.bank.preprocess).get(key)
+        before = dict(self.quantizers.preprocess).get(key)
         if isinstance(before, ClippedWeight):
             before.start(weight)
-        quantizer = self.bank.weights[key]
+        quantizer = self.quantizers.weights[key]
         if isinstance(quantizer, WeightQuantizer):
-            quantizer.start(prepared_weight(self.bank, weight, use))
+            quantizer.start(prepared_weight(self.quantizers, weight, use))
         return weight

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from quantrim.graph.view import Graph, Node
 from quantrim.qat.config import QATConfig
-from quantrim.qat.ops import EXACT_OPS
-from quantrim.qat.quantizers import Codes, codes_for
+from quantrim.qat.quantizers.activations import Codes, codes_for
+from quantrim.qat.tracing.functions import EXACT_OPS
 
 #: Ops whose result is never negative, whatever they read.
 _NON_NEGATIVE = frozenset({"relu", "sigmoid", "hard_sigmoid", "softmax"})

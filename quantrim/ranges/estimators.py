@@ -48,7 +48,7 @@ class Range:
         return Range(min(self.low, other.low), max(self.high, other.high))
 
 
-def estimate(sketch: Sketch, algo: Algo, *, symmetric: bool, hist_percent: float = HIST_PERCENT) -> Range:
+def range_of(sketch: Sketch, algo: Algo, *, symmetric: bool, hist_percent: float = HIST_PERCENT) -> Range:
     """Range of a tensor by one of the named methods.
 
     Args:

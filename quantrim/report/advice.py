@@ -45,7 +45,7 @@ def what_would_help(engine: Mapping[str, Any], target: str | None, flags: Sequen
         hints.append("This processor has no VNNI, so INT8 gains little here; measure on the one you deploy on.")
     if target not in (None, verdict["engine"]):
         hints.append(
-            f"The file was made for target {target}; --target {verdict['engine']} puts quantizers where this "
+            f"The file was made for target {target}; target {verdict['engine']} puts quantizers where this "
             "engine wants them, which matters for SiLU, HardSwish and squeeze-and-excitation."
         )
     float_share = 1.0 - verdict["int8_mac_share"]
@@ -58,7 +58,7 @@ def what_would_help(engine: Mapping[str, Any], target: str | None, flags: Sequen
     if verdict["layers"] and verdict["conversions"] / verdict["layers"] > _MANY_CONVERSIONS:
         hints.append(
             f"{verdict['conversions']} of {verdict['layers']} layers only convert between types. Keep whole "
-            "stretches float with --skip, so that there are fewer borders."
+            "stretches float (skip), so that there are fewer borders."
         )
     if times["fp32"] < _TINY_MS:
         hints.append(

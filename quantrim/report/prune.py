@@ -1,4 +1,4 @@
-"""The page of ``prune``, and of its survey (``--dry-run``)."""
+"""The page of ``prune``, and of its survey (a dry run)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _headline(result: Mapping[str, Any], key: str) -> str:
         f"{percent(saved)} fewer FLOPs, {speed:.2f}x as fast ({times['before']:.2f} to {times['after']:.2f} "
         f"ms), {key} {metric['before']:.4f} to {final:.4f} ({final - metric['before']:+.4f})."
     )
-    return text if speed > 1 else f"The pruned model is not faster here; try --objective latency. {text}"
+    return text if speed > 1 else f"The pruned model is not faster here; try the objective latency. {text}"
 
 
 def _cost(result: Mapping[str, Any]) -> Section:

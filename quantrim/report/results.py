@@ -105,7 +105,7 @@ class Result:
         return "bf16" if meant == "bf16" else "f32"
 
     def with_pictures(self, pictures: Sequence[Mapping[str, Any]]) -> Result:
-        """The same with predictions of :func:`quantrim.vision.comparison.compare`."""
+        """The same with predictions of :func:`quantrim.recipes.comparison.compare`."""
         return _with(self, "pictures", pictures)
 
     def files(self) -> list[Path]:

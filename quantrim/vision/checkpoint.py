@@ -13,9 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from quantrim.checkpoints import load_plain
 from quantrim.errors import CheckpointError
 from quantrim.files import atomic_path
-from quantrim.vision.models.weights import load_plain
 
 
 @dataclass
@@ -106,7 +106,7 @@ def load_checkpoint(
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{folder}: can't resume from it: {str(error).splitlines()[0]} ({type(error).__name__}). "
-            "Resume from an older iter_N, or start from its model.pth with --weights."
+            "Resume from an older iter_N, or start from its model.pth as weights."
         ) from error
     return state
 

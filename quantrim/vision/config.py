@@ -102,8 +102,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for text in overrides:
         key, separator, value = text.partition("=")
         if not separator:
-            raise ConfigError(f"--set {text!r} is not of the form key=value.")
-        _assign(_without_length(values, (key,)), key.split("."), _yaml(value, f"--set {key}"), text)
+            raise ConfigError(f"override {text!r} is not of the form key=value.", field="override")
+        _assign(_without_length(values, (key,)), key.split("."), _yaml(value, f"override {key}"), text)
     for key in values:
         if key not in KEYS:
             raise ConfigError(f"{path}: unknown key {key!r}{did_you_mean(key, KEYS)}")
@@ -188,7 +188,7 @@ def _assign(values: Any, keys: Sequence[str], value: Any, text: str) -> None:
         place = _place(values, key, text)
         values = values[place] if isinstance(values, list) else values.setdefault(place, {})
         if not isinstance(values, dict | list):
-            raise ConfigError(f"--set {text!r}: {key!r} holds a {type(values).__name__}, no mapping.")
+            raise ConfigError(f"override {text!r}: {key!r} holds a {type(values).__name__}, no mapping.")
     values[_place(values, keys[-1], text)] = value
 
 
@@ -197,7 +197,7 @@ def _place(values: Any, key: str, text: str) -> Any:
     if not isinstance(values, list):
         return key
     if not key.isdecimal() or int(key) >= len(values):
-        raise ConfigError(f"--set {text!r}: {key!r} is no place in a list of {len(values)}; give 0 to "
+        raise ConfigError(f"override {text!r}: {key!r} is no place in a list of {len(values)}; give 0 to "
                           f"{len(values) - 1}.")  # fmt: skip
     return int(key)
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from quantrim.engines.machine import describe_machine
 from quantrim.errors import ConfigError, QuantrimError, did_you_mean
 from quantrim.files import require_writable, write_json
-from quantrim.machine import describe_machine
 from quantrim.vision.checkpoint import (
     RunState,
     carry_best,
@@ -205,7 +205,7 @@ def _require_device(device: str) -> None:
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device {device!r}{did_you_mean(device, ('auto', 'cpu', 'cuda'))}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda': torch finds no GPU here. Use --device auto or cpu.")
+        raise ConfigError("device 'cuda': torch finds no GPU here. Use device auto or cpu.", field="device")
 
 
 def _batches(run: _Run, train_set: VisionData) -> Iterable[tuple[Tensor, Tensor]]:

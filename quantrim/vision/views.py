@@ -156,7 +156,8 @@ def _logits(scores: np.ndarray) -> np.ndarray:
     if np.issubdtype(scores.dtype, np.integer):
         raise ConfigError(
             "the model ends with arg max, so that predictions of several views can't be joined. Export it with "
-            "--output-op none, or evaluate without scales, flips and windows."
+            "output_op none, or evaluate without scales, flips and windows.",
+            field="output_op",
         )
     return scores
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from quantrim.cli import app
+from quantrim.cli import app, with_option
 from quantrim.errors import QuantrimError
 
 SEGMENT = """
@@ -40,8 +40,9 @@ def fails(*words: object) -> str:
     """The one line that a command fails with."""
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert isinstance(done.exception, QuantrimError), (done.output, done.exception)
-    assert "\n" not in str(done.exception)
-    return str(done.exception)
+    told = with_option(done.exception)
+    assert "\n" not in told
+    return told
 
 
 @pytest.fixture

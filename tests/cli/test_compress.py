@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from quantrim.cli import app
 from quantrim.errors import QuantrimError
-from quantrim.export.from_torch import export_onnx
+from quantrim.graph.from_torch import export_onnx
+from quantrim.recipes.runs import export, load
 from quantrim.vision.config import load_config
-from quantrim.vision.runs import export, load
 
 CONFIG = """
 _base_: {base}

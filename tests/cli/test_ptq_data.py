@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from quantrim.cli import app
-from quantrim.vision.calibration import calibration_pairs, deployed_decoder
+from quantrim.recipes.calibration import calibration_pairs, deployed_decoder
+from quantrim.recipes.runs import export, load
 from quantrim.vision.config import load_config
-from quantrim.vision.runs import export, load
 
 CONFIG = """
 _base_: {base}

@@ -12,8 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from quantrim.cli import app
-from quantrim.deploy import carry_deploy
 from quantrim.errors import ConfigError
+from quantrim.recipes.deploy import carry_deploy
 
 HALF = {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from quantrim.compression import Offers, Recipe, agreement_judge, compress, metric_judge
+from quantrim.compression import Offers, Variant, agreement_judge, compress, metric_judge
 from quantrim.engines import open_session
 from quantrim.engines.bench import Latency, bench
 from quantrim.errors import ConfigError, DataError, EngineError
-from quantrim.export.from_torch import export_onnx
+from quantrim.graph.from_torch import export_onnx
 from quantrim.post_training import ptq
 
 compress_module = sys.modules["quantrim.compression.compress"]
@@ -60,7 +60,7 @@ def test_the_layer_that_int8_breaks_is_found_and_kept_float(engine, outlier, pic
     output, told = tmp_path / "best.onnx", []
     result = compress(
         outlier, pictures, output, max_drop=10, engine=engine, samples=20, judged=40,
-        recipes=(Recipe("min_max"),), on_candidate=told.append,
+        recipes=(Variant("min_max"),), on_candidate=told.append,
     )  # fmt: skip
     whole = next(one for one in result.candidates if one.name.startswith("INT8, "))
     assert whole.drop > 10

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantrim.engines import trial
-from quantrim.engines.verdict import Agreement
+from quantrim.engines.verdict import OutputAgreement
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,8 @@ def test_an_engine_is_doubted_where_another_one_does_far_better(monkeypatch, her
         return engine
 
     monkeypatch.setattr(trial, "open_session", open_session)
-    monkeypatch.setattr(trial, "agreement", lambda *_: (Agreement("y", 1.0, elsewhere, None),))
-    found = Agreement("y", 0.5, here, None)
+    monkeypatch.setattr(trial, "agreement", lambda *_: (OutputAgreement("y", 1.0, elsewhere, None),))
+    found = OutputAgreement("y", 0.5, here, None)
     text = trial._doubt("openvino", Path("f.onnx"), Path("q.onnx"), found, [{}])
     assert bool(text) is warned
     assert "openvino" not in asked

@@ -17,9 +17,9 @@ from examples.serving.__main__ import main as serve
 from examples.serving.load_test import main as load_test
 from quantrim.cli import app
 from quantrim.post_training import ptq
+from quantrim.recipes.runs import Loaded, export
 from quantrim.vision.config import load_config
 from quantrim.vision.data.datasets import VisionData
-from quantrim.vision.runs import Loaded, export
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
@@ -59,7 +59,7 @@ def test_the_python_of_the_page_runs(code, artefact, monkeypatch, capsys):
 
 
 def test_the_preprocessing_that_the_page_spells_out_is_that_of_deploy_yaml(artefact):
-    from quantrim.vision.runs import load_transforms
+    from quantrim.recipes.runs import load_transforms
 
     image = np.asarray(Image.open(artefact / "photo.jpg").convert("RGB"), np.float32)
     spelled = ((image / 255 - 0.5) / 0.5).transpose(2, 0, 1)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from quantrim.cli import app
 from quantrim.errors import ModelError
-from quantrim.prune import CRITERIA
+from quantrim.pruning import CRITERIA
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "pruning.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)

@@ -16,9 +16,9 @@ from examples.serving.app import Settings, create_app
 from examples.serving.artefact import load_artefact
 from quantrim.engines import open_session
 from quantrim.errors import ConfigError
+from quantrim.recipes.runs import Loaded, export, load_transforms
 from quantrim.vision.config import load_config
 from quantrim.vision.data.datasets import VisionData
-from quantrim.vision.runs import Loaded, export, load_transforms
 
 CONFIG = Path(quantrim.__file__).parent / "vision" / "demo.yml"
 SIZE = 64

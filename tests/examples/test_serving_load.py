@@ -16,8 +16,8 @@ from examples.serving.__main__ import main as serve
 from examples.serving.app import Settings, create_app
 from examples.serving.artefact import load_artefact
 from examples.serving.load_test import example_picture, level, table
+from quantrim.recipes.runs import Loaded, export, load
 from quantrim.vision.config import load_config
-from quantrim.vision.runs import Loaded, export, load
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,8 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from quantrim.errors import ModelError
-from quantrim.export.from_torch import export_onnx
 from quantrim.graph import graph_from_onnx, macs, normalize, prove_equal, random_feed, read_onnx
+from quantrim.graph.from_torch import export_onnx
 
 
 def model_of(nodes, inputs, outputs, constants=(), opset=18) -> ir.Model:

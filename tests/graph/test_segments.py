@@ -10,7 +10,7 @@ from torch import nn
 
 from quantrim.graph import graph_from_onnx, normalize, read_onnx
 from quantrim.graph.segments import Segments
-from quantrim.runtime import reference_session, with_outputs
+from quantrim.graph.session import reference_session, with_outputs
 
 
 @pytest.fixture(scope="module")

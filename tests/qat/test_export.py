@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quantrim.errors import ConfigError, ModelError
-from quantrim.export.from_torch import export_onnx
 from quantrim.graph import graph_from_onnx, normalize, random_feed, read_onnx
+from quantrim.graph.from_torch import export_onnx
 from quantrim.placement import place
 from quantrim.qat import QAT, QATConfig, method
 from quantrim.targets import target_named
@@ -249,7 +249,7 @@ def test_int8_weights_are_the_trained_codes_with_the_sign_of_gamma(tmp_path: Pat
     with torch.no_grad():
         module[1].weight.copy_(torch.tensor([2.0, -1.0, 0.5, 0.0]))
     qat = QAT(module, IMAGE)
-    trained = qat.bank.weights["0|weight@0"]
+    trained = qat.quantizer_set.weights["0|weight@0"]
     codes = torch.round(module[0].weight / trained.scale(module[0].weight)).detach().numpy()
     qat.export(tmp_path / "net.onnx")
     stored = [

@@ -65,14 +65,14 @@ def test_values_that_others_see_are_never_below_zero_behind_a_relu(name: str):
     roots = module(X)[1]
     assert torch.isfinite(roots).all()
     assert (roots == 0).any()
-    assert not any(read.exposed for read in QAT(small(), X).bank.layout.sites["3/conv"].reads)
+    assert not any(read.exposed for read in QAT(small(), X).quantizer_set.layout.sites["3/conv"].reads)
 
 
 def test_a_copy_of_the_whole_object_trains_and_exports_apart_from_the_first(tmp_path: Path):
     first = QAT(small(), X, config=method("pact"))
     before = copy.deepcopy(first.module.state_dict())
     twin = copy.deepcopy(first)
-    assert twin.bank is twin.module.quantrim
+    assert twin.quantizer_set is twin.module.quantrim
     step(twin.module, 3 * X)
     assert exported_share(twin, tmp_path) > 0.999
     assert all(torch.equal(before[key], value) for key, value in first.module.state_dict().items())
@@ -137,10 +137,10 @@ def test_learned_steps_of_every_branch_start_from_its_weights():
             return F.relu((self.bright if x.mean() > 0 else self.dark)(x))
 
     qat = QAT(Branching(), X.abs(), more_examples=[-X.abs()], config=method("lsq"))
-    for quantizer in qat.bank.weights.values():
+    for quantizer in qat.quantizer_set.weights.values():
         assert quantizer.step.max() < 0.01
     qat.calibrate([X.abs()])
-    assert all(quantizer.step.max() < 0.01 for quantizer in qat.bank.weights.values())
+    assert all(quantizer.step.max() < 0.01 for quantizer in qat.quantizer_set.weights.values())
 
 
 class Flagged(nn.Module):

@@ -11,16 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from quantrim.qat.config import QATConfig
-from quantrim.qat.fake_quantize import (
-    Leave,
-    _dot,
-    clip,
-    fake_quantize,
-    learned_clip,
-    learned_step,
-    straight_through,
-)
-from quantrim.qat.quantizers import (
+from quantrim.qat.quantizers.activations import (
     BatchRange,
     Codes,
     LearnedClip,
@@ -29,7 +20,16 @@ from quantrim.qat.quantizers import (
     WindowRange,
     codes_for,
 )
-from quantrim.qat.weights import (
+from quantrim.qat.quantizers.fake_quantize import (
+    FakeQuantOptions,
+    _dot,
+    clip,
+    fake_quantize,
+    learned_clip,
+    learned_step,
+    straight_through,
+)
+from quantrim.qat.quantizers.weights import (
     ClippedQuantizer,
     ClippedWeight,
     LearnedStepWeight,
@@ -88,8 +88,10 @@ def test_the_formula_of_the_tutorial_with_numbers():
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("leave", [Leave(), Leave(marked=True), Leave(marked=True, reuse=True)])
-def test_the_gradient_passes_inside_the_range_and_stops_where_values_are_clipped(leave: Leave):
+@pytest.mark.parametrize(
+    "leave", [FakeQuantOptions(), FakeQuantOptions(marked=True), FakeQuantOptions(marked=True, reuse=True)]
+)
+def test_the_gradient_passes_inside_the_range_and_stops_where_values_are_clipped(leave: FakeQuantOptions):
     leaf = torch.tensor([-1.0, -0.2, 0.3, 200.0, 255.4, 255.6, 900.0], requires_grad=True)
     y = fake_quantize(leaf * 1.0, torch.tensor(1.0), 0.0, 255.0, leave)
     y.sum().backward()
@@ -99,7 +101,7 @@ def test_the_gradient_passes_inside_the_range_and_stops_where_values_are_clipped
 
 def test_per_channel_and_other_dtypes_follow_the_same_rule():
     x = torch.tensor([[1.4, 300.0], [1.4, 300.0]], requires_grad=True)
-    y = fake_quantize(x, torch.tensor([[1.0], [2.0]]), -127.0, 127.0, Leave(marked=True))
+    y = fake_quantize(x, torch.tensor([[1.0], [2.0]]), -127.0, 127.0, FakeQuantOptions(marked=True))
     y.sum().backward()
     assert y.tolist() == [[1.0, 127.0], [2.0, 254.0]]
     assert x.grad.tolist() == [[1, 0], [1, 0]]
@@ -146,8 +148,8 @@ def test_learned_offset_has_the_gradients_of_lsq_plus():
     assert x.grad.tolist() == [0, 1, 0]
 
 
-@pytest.mark.parametrize("leave", [Leave(), Leave(marked=True)])
-def test_learned_thresholds_get_the_gradients_of_what_they_clip(leave: Leave):
+@pytest.mark.parametrize("leave", [FakeQuantOptions(), FakeQuantOptions(marked=True)])
+def test_learned_thresholds_get_the_gradients_of_what_they_clip(leave: FakeQuantOptions):
     x = torch.tensor([-3.0, -0.5, 0.5, 3.0, 4.0], requires_grad=True)
     bottom, top = torch.tensor(-1.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
     scale = torch.tensor(2 / 255)
@@ -158,8 +160,8 @@ def test_learned_thresholds_get_the_gradients_of_what_they_clip(leave: Leave):
     assert x.grad.tolist() == [0, 2, 4, 0, 0]
 
 
-@pytest.mark.parametrize("leave", [Leave(), Leave(marked=True)])
-def test_one_threshold_of_symmetric_codes_is_moved_by_what_both_ends_clip(leave: Leave):
+@pytest.mark.parametrize("leave", [FakeQuantOptions(), FakeQuantOptions(marked=True)])
+def test_one_threshold_of_symmetric_codes_is_moved_by_what_both_ends_clip(leave: FakeQuantOptions):
     """PaddleSlim's ``x - relu(x - a) + relu(-a - x)`` moves its lower end, too."""
     x = torch.tensor([-3.0, -0.5, 0.5, 3.0], requires_grad=True)
     top = torch.tensor(1.0, requires_grad=True)
@@ -169,8 +171,8 @@ def test_one_threshold_of_symmetric_codes_is_moved_by_what_both_ends_clip(leave:
     assert x.grad.tolist() == [0, 2, 4, 0]
 
 
-@pytest.mark.parametrize("leave", [Leave(), Leave(marked=True)])
-def test_a_threshold_that_clips_nothing_gets_no_gradient(leave: Leave):
+@pytest.mark.parametrize("leave", [FakeQuantOptions(), FakeQuantOptions(marked=True)])
+def test_a_threshold_that_clips_nothing_gets_no_gradient(leave: FakeQuantOptions):
     x = torch.rand(64, requires_grad=True)
     top = torch.tensor(1.0, requires_grad=True)
     (learned_clip(x, torch.tensor(1 / 255), None, top, 0.0, 255.0, leave) * torch.randn(64)).sum().backward()

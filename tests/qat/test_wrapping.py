@@ -222,7 +222,7 @@ def test_a_module_called_twice_has_one_weight_and_two_activation_quantizers():
             return self.relu(self.conv(self.relu(self.conv(x))))
 
     qat = QAT(Twice(), EXAMPLE)
-    assert list(qat.bank.weights) == ["conv|weight@0"]
+    assert list(qat.quantizer_set.weights) == ["conv|weight@0"]
     assert list(qat.quantizers) == ["input", "relu/relu", "relu@1/relu"]
 
 
@@ -237,7 +237,7 @@ def test_tied_weights_share_a_quantizer():
             return self.second(F.relu(self.first(x)))
 
     qat = QAT(Tied(), torch.randn(2, 8))
-    assert list(qat.bank.weights) == ["first|weight@0"]
+    assert list(qat.quantizer_set.weights) == ["first|weight@0"]
     grads = train_step(qat.module.train(), torch.randn(2, 8))
     assert "first.weight" in grads
 
@@ -258,7 +258,7 @@ def test_control_flow_trains_on_every_branch_that_an_example_has_shown(tmp_path:
     for x in (bright, dark):
         grads = train_step(qat.module.train(), x)
         assert len(grads) == 4
-    assert set(qat.bank.weights) == {"dark|weight@0", "bright|weight@0", "head|weight@0"}
+    assert set(qat.quantizer_set.weights) == {"dark|weight@0", "bright|weight@0", "head|weight@0"}
     with pytest.raises(ModelError, match=r"Control flow.*torch\.cond"):
         qat.export(tmp_path / "branching.onnx")
     assert not list(tmp_path.iterdir())
@@ -268,7 +268,7 @@ def test_an_unseen_branch_is_an_error_that_names_the_module():
     qat = QAT(Branching(), EXAMPLE.abs())
     with pytest.raises(ModelError, match=r"'dark'.*more_examples"):
         qat.module(-EXAMPLE.abs())
-    assert not qat.bank.running
+    assert not qat.quantizer_set.running
     qat.module(EXAMPLE.abs())
 
 
@@ -300,8 +300,8 @@ def test_auxiliary_heads_train_in_float_and_outputs_may_be_nested(tmp_path: Path
     qat = QAT(Heads(), EXAMPLE)
     trained = qat.module.train()(EXAMPLE)["logits"]
     assert len(trained) == 2
-    assert "aux|weight@0" not in qat.bank.weights
-    assert "main|weight@0" in qat.bank.weights
+    assert "aux|weight@0" not in qat.quantizer_set.weights
+    assert "main|weight@0" in qat.quantizer_set.weights
     result = qat.export(tmp_path / "heads.onnx")
     assert result.agreement.beyond_edge == 0
 
@@ -367,7 +367,7 @@ def test_skipping_by_glob_type_and_attribute():
         module = net()
         if marked:
             module.block.conv1.skip_quant = True
-        return set(QAT(module, EXAMPLE, config=config).bank.weights)
+        return set(QAT(module, EXAMPLE, config=config).quantizer_set.weights)
 
     every = weights()
     assert weights(QATConfig(skip=("block*",))) == every - {"block|conv1|weight@0", "block|conv2|weight@0"}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantrim.errors import ConfigError
-from quantrim.ranges import ESTIMATORS, Sketch, estimate
+from quantrim.ranges import ESTIMATORS, Sketch, range_of
 from quantrim.ranges.estimators import (
     Range,
     abs_histogram,
@@ -60,15 +60,15 @@ def test_kl_search_equals_the_plain_loop(seed, levels):
 def test_kl_clips_a_lonely_outlier_and_keeps_a_uniform_range():
     generator = np.random.default_rng(0)
     with_outlier = np.append(generator.standard_normal(15_000), 12.0).reshape(1, -1)
-    assert estimate(sketch_of(with_outlier), "kl", symmetric=False).high < 7
+    assert range_of(sketch_of(with_outlier), "kl", symmetric=False).high < 7
 
 
 def test_kl_does_not_collapse_on_a_tensor_with_most_of_its_mass_at_zero():
     generator = np.random.default_rng(0)
     relu6 = np.clip(generator.standard_normal((1, 16_000)) * 3 - 2, 0, 6)
-    assert estimate(sketch_of(relu6), "kl", symmetric=False).high >= 3
+    assert range_of(sketch_of(relu6), "kl", symmetric=False).high >= 3
     uniform = generator.uniform(0, 4, (1, 16_000))
-    assert estimate(sketch_of(uniform), "kl", symmetric=False).high > 3.7
+    assert range_of(sketch_of(uniform), "kl", symmetric=False).high > 3.7
 
 
 def test_abs_histogram_of_the_sketch_is_close_to_the_exact_one():
@@ -91,7 +91,7 @@ def test_percentile_equals_the_sorted_values(seed, percent):
 
 def test_avg_is_the_mean_of_the_largest_magnitude_of_each_sample():
     values = np.array([[1, -3, 2], [5, 0, 1]], np.float32)
-    kept = estimate(sketch_of(values), "avg", symmetric=True)
+    kept = range_of(sketch_of(values), "avg", symmetric=True)
     assert (kept.low, kept.high) == (-3, 4)
 
 
@@ -113,16 +113,16 @@ def test_mse_is_never_worse_than_the_whole_range_and_near_a_fine_search(symmetri
 @pytest.mark.parametrize("algo", sorted(ESTIMATORS))
 def test_a_tensor_that_is_never_negative_keeps_low_at_zero(algo):
     values = np.abs(np.random.default_rng(3).standard_normal((4, 500)))
-    kept = estimate(sketch_of(values), algo, symmetric=False)
+    kept = range_of(sketch_of(values), algo, symmetric=False)
     assert kept.low == 0
     assert 0 < kept.high <= values.max() * 1.0001
 
 
 @pytest.mark.parametrize("algo", sorted(ESTIMATORS))
 def test_a_tensor_of_zeros_gives_an_empty_range_instead_of_a_crash(algo):
-    assert estimate(sketch_of(np.zeros((2, 100))), algo, symmetric=False) == Range(0, 0)
+    assert range_of(sketch_of(np.zeros((2, 100))), algo, symmetric=False) == Range(0, 0)
 
 
 def test_an_unknown_algorithm_is_answered_with_the_nearest_name():
     with pytest.raises(ConfigError, match="did you mean 'min_max'"):
-        estimate(sketch_of(np.ones((1, 4))), "minmax", symmetric=False)  # type: ignore[arg-type]
+        range_of(sketch_of(np.ones((1, 4))), "minmax", symmetric=False)  # type: ignore[arg-type]

@@ -10,15 +10,15 @@ from torch import nn
 
 from quantrim.compression.result import Candidate, CompressResult, Layer
 from quantrim.engines.bench import BenchRow, Latency
+from quantrim.engines.inspect import inspect
 from quantrim.files import write_json
-from quantrim.inspection import inspect
 from quantrim.post_training import PtqResult, ptq
-from quantrim.prune.groups import Frozen
-from quantrim.prune.plan import empty_plan
-from quantrim.prune.pruning import GroupReport, PruningResult
-from quantrim.prune.recipe import PruneRun
-from quantrim.prune.sensitivity import Curve, Point, Sensitivity
-from quantrim.qat.recipe import QatRun
+from quantrim.pruning.groups.groups import Frozen
+from quantrim.pruning.plan import empty_plan
+from quantrim.pruning.pruning import GroupReport, PruningResult
+from quantrim.pruning.sensitivity.sensitivity import Curve, Point, Sensitivity
+from quantrim.recipes.prune import PruneRun
+from quantrim.recipes.qat import QatRun
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,8 @@ import pytest
 import torch
 
 from quantrim.errors import ConfigError, DataError
-from quantrim.vision.config import (
-    build_data,
-    build_loss,
-    build_model,
-    build_optimizer,
-    export_transforms,
-    load_config,
-)
+from quantrim.vision.config import build_loss, build_model, build_optimizer, export_transforms, load_config
+from quantrim.vision.data.build import build_data
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUICK = CONFIGS / "quick_start" / "bisenet_optic_disc_512x512_1k.yml"

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from quantrim.errors import ConfigError, DataError
-from quantrim.vision.config import build_data, load_config
+from quantrim.vision.config import load_config
+from quantrim.vision.data.build import build_data
 from quantrim.vision.data.cifar import cifar10
 from quantrim.vision.data.datasets import Kept, read_image, read_mask
 from quantrim.vision.data.folders import cityscapes, class_folders, pascal_voc

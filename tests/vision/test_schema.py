@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from quantrim.errors import ConfigError
-from quantrim.vision.config import build_data, load_config
+from quantrim.vision.config import load_config
+from quantrim.vision.data.build import build_data
 
 GOOD = """
 batch_size: 3

@@ -11,8 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 from quantrim.cli import app
-from quantrim.vision.config import LOSSES, build_data, build_loss, build_model, build_optimizer, load_config
-from quantrim.vision.data.build import DATASETS
+from quantrim.vision.config import LOSSES, build_loss, build_model, build_optimizer, load_config
+from quantrim.vision.data.build import DATASETS, build_data
 from quantrim.vision.data.transforms import TRANSFORMS
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantrim.calibrate.samples import IMAGE_SUFFIXES
 from quantrim.errors import DataError
+from quantrim.graph.feeds import IMAGE_SUFFIXES
 from quantrim.vision.data.datasets import LabelFiles, MaskFiles, require_files
 
 VOC_CLASSES = (

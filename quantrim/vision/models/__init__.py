@@ -5,6 +5,7 @@ main head's first, those of auxiliary heads after it in training mode only. Ever
 (N, num_classes).
 """
 
+from quantrim.checkpoints import LoadReport, load_weights, read_state
 from quantrim.vision.models.adapter import Segmenter
 from quantrim.vision.models.bisenetv2 import BiSeNetV2
 from quantrim.vision.models.classification import (
@@ -29,7 +30,6 @@ from quantrim.vision.models.pspnet import PSPNet
 from quantrim.vision.models.resnet_vd import ResNetVd, resnet50_vd, resnet101_vd
 from quantrim.vision.models.resolve import MODELS, model_from_spec, resolve_model
 from quantrim.vision.models.unet import UNet
-from quantrim.vision.models.weights import LoadReport, load_weights, read_state
 
 __all__ = [
     "FCN",

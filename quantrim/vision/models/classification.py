@@ -10,8 +10,9 @@ from typing import Any
 import torchvision
 from torch import nn
 
+from quantrim.checkpoints import load_state
 from quantrim.errors import ModelError
-from quantrim.vision.models.weights import load_pretrained, load_state
+from quantrim.vision.models.weights import load_pretrained
 
 
 def mobilenet_v2(num_classes: int = 1000, pretrained: str | Path | None = None, **arguments: Any) -> nn.Module:

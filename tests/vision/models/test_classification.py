@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.models import MobileNet_V2_Weights
 
 from quantrim.errors import CheckpointError, ModelError
-from quantrim.export.from_torch import export_onnx
+from quantrim.graph.from_torch import export_onnx
 from quantrim.vision import models
 
 

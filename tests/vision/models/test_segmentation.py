@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from quantrim.export.from_torch import export_onnx
+from quantrim.graph.from_torch import export_onnx
 from quantrim.vision.models import model_from_spec
 
 RESNET = {"type": "ResNet50_vd", "output_stride": 8}

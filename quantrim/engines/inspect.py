@@ -1,0 +1,196 @@
+"""Ask an engine about a file: which layers run INT8; and where a quantized model loses accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from quantrim.engines import EngineName, LayerRun, open_session, require_engine
+from quantrim.engines.verdict import OutputAgreement, Verdict, agreement, judge, sqnr_db
+from quantrim.errors import ModelError
+from quantrim.graph import graph_from_onnx, normalize, random_feed, read_onnx, require_finite
+from quantrim.graph.feeds import IMAGENET, ImagePreprocess, calibration_feeds
+from quantrim.graph.ports import input_ports, spell
+from quantrim.graph.session import reference_session, with_outputs
+
+
+@dataclass(frozen=True, slots=True)
+class LayerError:
+    """Error of one tensor of a quantized model, all quantization before it included.
+
+    Attributes:
+        node: node that makes the tensor.
+        op: its op type.
+        tensor: name in the float model.
+        sqnr_db: signal to quantization noise, decibel.
+        cosine: cosine similarity over all values.
+    """
+
+    node: str
+    op: str
+    tensor: str
+    sqnr_db: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Result of :func:`inspect`.
+
+    Attributes:
+        model: path.
+        verdict: which linear layers run INT8.
+        layers: every layer the engine executed.
+        errors: per-tensor errors in order of execution; empty without a float model to compare with.
+        outputs: distance of the outputs on the engine; empty likewise.
+    """
+
+    model: str
+    verdict: Verdict
+    layers: tuple[LayerRun, ...]
+    errors: tuple[LayerError, ...]
+    outputs: tuple[OutputAgreement, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON schema."""
+        return {
+            "command": "inspect",
+            "model": self.model,
+            "verdict": self.verdict.to_json(),
+            "executed": [asdict(run) for run in self.layers],
+            "layers": [asdict(error) for error in self.errors],
+            "agreement": [asdict(one) for one in self.outputs],
+        }
+
+
+def inspect(
+    model: str | Path,
+    *,
+    engine: EngineName = "openvino",
+    against: str | Path | None = None,
+    data: Any = None,
+    samples: int = 8,
+    preprocess: ImagePreprocess | Callable[[Path], np.ndarray] = IMAGENET,
+    input_shape: tuple[int, ...] | None = None,
+    threads: int = 1,
+) -> Inspection:
+    """Which layers of a file an engine runs in INT8, and where it differs from the float model.
+
+    Args:
+        model: .onnx file, quantized or not, whoever wrote it.
+        engine: engine to ask.
+        against: float model; with it, errors are measured.
+        data: inputs for the comparison (see :func:`quantrim.calibrate.calibration_feeds`); random ones
+            by default.
+        samples: how many of them.
+        preprocess: for image files.
+        input_shape: shape of the first input where it is dynamic.
+        threads: CPU threads.
+
+    Raises:
+        ModelError, EngineError, DataError: the file can't be read or run, or the data don't fit.
+    """
+    require_engine(engine)
+    quantized = read_onnx(model)
+    require_finite(quantized)
+    feeds = _inputs(quantized, data, samples, preprocess, input_shape)
+    graph = graph_from_onnx(quantized, feeds[0])
+    session = open_session(model, engine, threads=threads)
+    layers = session.layers(feeds[0])
+    verdict = judge(graph, layers, engine, {})
+    errors: tuple[LayerError, ...] = ()
+    outputs: tuple[OutputAgreement, ...] = ()
+    if against is not None:
+        reference = read_onnx(against)
+        _require_alike(reference, quantized, against, model)
+        errors = layer_errors(normalize(reference), quantized, feeds)
+        outputs = agreement(open_session(against, engine), open_session(model, engine), feeds)
+    return Inspection(str(model), verdict, layers, errors, outputs)
+
+
+def _require_alike(reference: ir.Model, quantized: ir.Model, one: str | Path, two: str | Path) -> None:
+    """Refuse to compare models of different inputs or outputs."""
+    sides = [
+        {str(v.name): tuple(d if isinstance(d, int) else None for d in v.shape or ()) for v in values}
+        for m in (reference, quantized)
+        for values in ([v for v in m.graph.inputs if v.name not in m.graph.initializers], m.graph.outputs)
+    ]
+    for expected, got in zip(sides[:2], sides[2:], strict=True):
+        for name, shape in expected.items():
+            other = got.get(name)
+            if other is None or not _shapes_meet(shape, other):
+                there = "none" if other is None else spell(other)
+                raise ModelError(
+                    f"{one}: not the float model of {two}: {name!r} is {spell(shape)} there, {there} here."
+                )
+
+
+def _shapes_meet(one: Sequence[int | None], two: Sequence[int | None]) -> bool:
+    return len(one) == len(two) and all(None in (a, b) or a == b for a, b in zip(one, two, strict=True))
+
+
+def _inputs(
+    model: ir.Model,
+    data: Any,
+    samples: int,
+    preprocess: ImagePreprocess | Callable[[Path], np.ndarray],
+    shape: tuple[int, ...] | None,
+) -> list[Mapping[str, np.ndarray]]:
+    if data is None:
+        return [random_feed(model, shape, seed) for seed in range(min(samples, 4))]
+    ports = input_ports(model)
+    return list(
+        calibration_feeds(data, ports, samples=samples, batch_size=1, preprocess=preprocess, shape=shape)
+    )
+
+
+def layer_errors(
+    reference: ir.Model, quantized: ir.Model, feeds: Sequence[Mapping[str, np.ndarray]]
+) -> tuple[LayerError, ...]:
+    """Compare the tensors that both models name, with the quantized one simulated by ONNX Runtime.
+
+    A tensor ``t`` of the float model is compared with ``t_dequantized`` where the quantized model has it
+    (that is what later layers read), else with its own ``t``.
+    """
+    made = {str(v.name): node for node in reference.graph for v in node.outputs if v.name}
+    there = {str(v.name) for node in quantized.graph for v in node.outputs if v.name}
+    pairs = {
+        name: f"{name}_dequantized" if f"{name}_dequantized" in there else name
+        for name in made
+        if name in there or f"{name}_dequantized" in there
+    }
+    sums = _compare(with_outputs(reference, pairs), with_outputs(quantized, pairs.values()), pairs, feeds)
+    return tuple(
+        LayerError(
+            node=str(made[name].name),
+            op=made[name].op_type,
+            tensor=name,
+            sqnr_db=sqnr_db(signal, noise),
+            cosine=dot / max(np.sqrt(signal * power), 1e-30) if signal * power > 0 else 1.0,
+        )
+        for name, (signal, noise, power, dot) in sums.items()
+    )
+
+
+def _compare(
+    reference: ir.Model,
+    quantized: ir.Model,
+    pairs: Mapping[str, str],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """Sums over all feeds: squares of the reference, of the difference, of the other, and the product."""
+    one, two = reference_session(reference), reference_session(quantized)
+    sums = {name: np.zeros(4) for name in pairs}
+    for feed in feeds:
+        expected = dict(zip((o.name for o in one.get_outputs()), one.run(None, dict(feed)), strict=True))
+        got = dict(zip((o.name for o in two.get_outputs()), two.run(None, dict(feed)), strict=True))
+        for name, other in pairs.items():
+            x, y = (np.asarray(a, np.float32).ravel() for a in (expected[name], got[other]))
+            if x.shape == y.shape:
+                sums[name] += [np.dot(x, x), np.dot(x - y, x - y), np.dot(y, y), np.dot(x, y)]
+    return sums

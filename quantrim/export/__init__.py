@@ -1,1 +1,0 @@
-"""Writers of QDQ ONNX and exporters of modules."""

@@ -1,0 +1,333 @@
+"""Calibration data from wherever it lies: image folder, list file, arrays, or a Python iterable.
+
+Every source becomes an iterator of feeds (input name → float32 batch). Images are decoded and prepared
+in a thread pool while the model runs on the batch before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+from zipfile import BadZipFile
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from quantrim.errors import DataError
+from quantrim.files import absence
+from quantrim.graph.ports import Feed, Port, spell
+
+IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+#: What Pillow raises for files that are no pictures, cut off, or absurdly large.
+_UNDECODABLE = (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError)
+_WORKERS = 4
+#: Decoded samples that wait for the model at most.
+_AHEAD = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePreprocess:
+    """How an image becomes the model's input: RGB, resized, (x / 255 - mean) / std, CHW float32.
+
+    Attributes:
+        mean: per channel, in 0..1.
+        std: per channel, in 0..1.
+        fit: "crop": short side to 256/224 of the input size, then the centre; "stretch": resize to the
+            input size whatever the aspect.
+    """
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    fit: Literal["crop", "stretch"] = "crop"
+
+    def image(self, path: Path, height: int, width: int, channels: int) -> np.ndarray:
+        """Float32 array (channels, height, width) of an image file.
+
+        Raises:
+            DataError: the file can't be decoded.
+        """
+        try:
+            with Image.open(path) as opened:
+                picture = _eight_bits(opened).convert("L" if channels == 1 else "RGB")
+        except _UNDECODABLE as error:
+            raise DataError(f"{path}: can't be decoded as an image ({error}). Remove or replace it.") from error
+        pixels = np.asarray(self._fitted(picture, height, width), np.float32).reshape(height, width, channels)
+        mean, std = (np.asarray(v[:channels], np.float32) for v in (self.mean, self.std))
+        return np.ascontiguousarray(((pixels / 255 - mean) / std).transpose(2, 0, 1))
+
+    def _fitted(self, picture: Image.Image, height: int, width: int) -> Image.Image:
+        if self.fit == "stretch":
+            return picture.resize((width, height), Image.Resampling.BILINEAR)
+        ratio = max(width / picture.width, height / picture.height) * 256 / 224
+        size = (max(width, round(picture.width * ratio)), max(height, round(picture.height * ratio)))
+        picture = picture.resize(size, Image.Resampling.BILINEAR)
+        left, top = (size[0] - width) // 2, (size[1] - height) // 2
+        return picture.crop((left, top, left + width, top + height))
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """A 16-bit grey picture scaled to 8 bits; Pillow alone would clip it to white."""
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.clip(np.asarray(picture), 0, 65535) / 257).round().astype(np.uint8))
+
+
+IMAGENET = ImagePreprocess()
+Decode = Callable[[Path], np.ndarray]
+
+
+def calibration_feeds(
+    source: Any,
+    ports: Sequence[Port],
+    *,
+    samples: int | None = 100,
+    batch_size: int = 10,
+    preprocess: ImagePreprocess | Decode = IMAGENET,
+    shape: tuple[int, ...] | None = None,
+) -> Iterator[Feed]:
+    """Batches for a model from any source.
+
+    Args:
+        source: folder of images, list file (first column: paths relative to it), .npy/.npz of ready
+            arrays, or an iterable of samples or batches (arrays, tensors, (input, label) pairs, or dicts
+            by input name).
+        ports: inputs of the model.
+        samples: use at most so many samples; None for all. Those of a folder are spread over its sorted files,
+            which often lie class by class; anything else is taken from its beginning.
+        batch_size: samples a batch where the model's batch axis is open.
+        preprocess: for images: a :class:`ImagePreprocess`, or a function path → CHW float32 array.
+        shape: shape of the first input, where its height and width are dynamic.
+
+    Yields:
+        Feeds; the last may be smaller. A model with a fixed batch gets the last sample repeated.
+
+    Raises:
+        DataError: no sample, an unreadable file, or a sample of the wrong shape.
+    """
+    if samples is not None and samples < 1:
+        raise DataError(f"samples is {samples}; calibration needs at least one.")
+    fixed = ports[0].shape[0] if ports[0].shape else None
+    arrays = _samples(source, ports, preprocess, shape, samples)
+    if samples is not None:
+        arrays = islice(arrays, samples)
+    count = 0
+    for group in _grouped(arrays, fixed or batch_size):
+        count += len(group)
+        group = group + [group[-1]] * ((fixed or 0) - len(group))
+        yield {port.name: np.stack([sample[port.name] for sample in group]) for port in ports}
+    if count == 0:
+        raise DataError(f"{_describe(source)}: no sample found; calibration needs at least one.")
+
+
+def _grouped(items: Iterator[Feed], size: int) -> Iterator[list[Feed]]:
+    """Lists of at most ``size`` samples of equal shapes; a change of shape starts a new list."""
+    group: list[Feed] = []
+    for item in items:
+        if group and (len(group) == size or _shapes(group[0]) != _shapes(item)):
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
+
+
+def _shapes(feed: Feed) -> list[tuple[int, ...]]:
+    return [array.shape for array in feed.values()]
+
+
+def _samples(
+    source: Any,
+    ports: Sequence[Port],
+    preprocess: ImagePreprocess | Decode,
+    shape: tuple[int, ...] | None,
+    count: int | None,
+) -> Iterator[Feed]:
+    """Single samples (without batch axis) by input name."""
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.suffix in (".npy", ".npz"):
+            if not path.is_file():
+                raise DataError(f"{path}: {absence(path)}")
+            return _from_rows(_load_arrays(path, ports), ports, path)
+        if len(ports) > 1:
+            raise DataError(f"{path}: the model has {len(ports)} inputs; give an .npz with one array each.")
+        files = image_files(path)
+        if path.is_dir() and count is not None and count < len(files):
+            files = [files[number * len(files) // count] for number in range(count)]
+        return _decoded(files, ports[0], _decoder(ports[0], preprocess, shape))
+    if isinstance(source, np.ndarray):
+        return _from_rows({ports[0].name: source}, ports, "array")
+    if isinstance(source, Mapping):
+        return _from_rows(dict(source), ports, "arrays")
+    if isinstance(source, Iterable):
+        return _from_iterable(source, ports)
+    raise DataError(f"can't read calibration data from a {type(source).__name__}.")
+
+
+def image_files(path: Path) -> list[Path]:
+    """Image files of a folder (recursive, sorted), of a list file, or the file itself.
+
+    Raises:
+        DataError: the path is missing, the folder holds no image, or a listed file does not exist.
+    """
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise DataError(
+                f"{path}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})."
+            )
+        return files
+    if not path.is_file():
+        raise DataError(f"{path}: no such file or folder.")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return [path]
+    try:
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: neither an image, an .npy/.npz file, nor a text list of images.") from error
+    files = [path.parent / line[0] for line in lines]
+    if not files:
+        raise DataError(f"{path}: the list names no image.")
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise DataError(f"{path}: listed image {missing} does not exist.")
+    return files
+
+
+def _decoder(port: Port, preprocess: ImagePreprocess | Decode, shape: tuple[int, ...] | None) -> Decode:
+    if not isinstance(preprocess, ImagePreprocess):
+        return preprocess
+    size = shape or port.shape
+    if len(size) != 4 or any(d is None for d in size[1:]):
+        raise DataError(
+            f"input {port.name!r} has shape {spell(size)}; to fill it with images give input_shape, "
+            "e.g. 1,3,224,224.",
+            field="input_shape",
+        )
+    channels, height, width = (int(d or 0) for d in size[1:])
+    if channels not in (1, 3):
+        raise DataError(f"input {port.name!r} has {channels} channels; images have 1 or 3. Pass an .npz file.")
+    return lambda path: preprocess.image(path, height, width, channels)
+
+
+def _decoded(files: Iterable[Path], port: Port, decode: Decode) -> Iterator[Feed]:
+    """Samples of image files, decoded ahead of their use in a few threads, in order."""
+    waiting: deque[Future[np.ndarray]] = deque()
+
+    def ready(file: Path) -> np.ndarray:
+        return _fit(decode(file), port, f"{file} after its preprocessing")
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        try:
+            for file in files:
+                waiting.append(pool.submit(ready, file))
+                if len(waiting) >= _AHEAD:
+                    yield {port.name: waiting.popleft().result()}
+            while waiting:
+                yield {port.name: waiting.popleft().result()}
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _load_arrays(path: Path, ports: Sequence[Port]) -> dict[str, np.ndarray]:
+    try:
+        loaded = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
+        if isinstance(loaded, np.ndarray):
+            return {ports[0].name: loaded}
+        arrays = {key: loaded[key] for key in loaded.files}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise DataError(f"{path}: can't be read as {path.suffix[1:]} ({error}).") from error
+    if all(port.name in arrays for port in ports):
+        return arrays
+    if len(ports) == 1:
+        likely = [key for key, array in arrays.items() if len(arrays) == 1 or _batch_fits(array, ports[0])]
+        if len(likely) == 1:
+            return {ports[0].name: arrays[likely[0]]}
+    missing = next(port for port in ports if port.name not in arrays)
+    held = ", ".join(f"{key} ({spell(array.shape)})" for key, array in arrays.items())
+    raise DataError(
+        f"{path}: no array named {missing.name!r}; it holds {held or 'none'}. Name the array for input "
+        f"{missing.name!r} ({spell(missing.shape)}) so."
+    )
+
+
+def _batch_fits(array: np.ndarray, port: Port) -> bool:
+    """Whether an array can be samples of an input: labels and the like can't."""
+    return array.ndim == len(port.shape) and all(
+        wanted in (None, got) for wanted, got in zip(port.shape[1:], array.shape[1:], strict=True)
+    )
+
+
+def _from_rows(arrays: Mapping[str, np.ndarray], ports: Sequence[Port], source: object) -> Iterator[Feed]:
+    for port in ports:
+        if port.name not in arrays or arrays[port.name].ndim == 0:
+            raise DataError(f"{source}: no samples for input {port.name!r} ({spell(port.shape)}).")
+    lengths = {port.name: len(arrays[port.name]) for port in ports}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"{source}: inputs have different numbers of samples: {lengths}.")
+    for index in range(next(iter(lengths.values()))):
+        yield {port.name: _fit(arrays[port.name][index], port, f"{source}: sample {index}") for port in ports}
+
+
+def _from_iterable(source: Iterable[Any], ports: Sequence[Port]) -> Iterator[Feed]:
+    """Samples or batches: an item with one axis less than the input is a sample."""
+    for index, item in enumerate(source):
+        if isinstance(item, tuple | list):  # (input, label) of a data set or loader
+            item = item[0]
+        if isinstance(item, Mapping):
+            named = {port.name: _numpy(item[port.name]) for port in ports}
+        else:
+            named = {ports[0].name: _numpy(item)}
+        if named[ports[0].name].ndim == len(ports[0].shape) - 1:
+            yield {port.name: _fit(named[port.name], port, f"sample {index}") for port in ports}
+            continue
+        for row in range(len(named[ports[0].name])):
+            yield {port.name: _fit(named[port.name][row], port, f"a row of batch {index}") for port in ports}
+
+
+def _numpy(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+
+
+def _fit(array: np.ndarray, port: Port, what: str) -> np.ndarray:
+    """The sample in the input's dtype, after its shape and values were checked."""
+    wanted = port.shape[1:]
+    fits = array.ndim == len(wanted) and all(
+        w in (None, got) for w, got in zip(wanted, array.shape, strict=True)
+    )
+    if not fits:
+        raise DataError(
+            f"{what} has shape {spell(array.shape)}, but input {port.name!r} takes "
+            f"{spell(port.shape)} (the first axis counts samples)."
+        )
+    if not np.issubdtype(array.dtype, np.number) and array.dtype != np.bool_:
+        raise DataError(f"{what} has dtype {array.dtype}; input {port.name!r} takes {port.dtype}.")
+    if np.issubdtype(array.dtype, np.integer) and np.issubdtype(port.dtype, np.floating):
+        raise DataError(
+            f"{what} has dtype {array.dtype}, but input {port.name!r} takes {port.dtype}. Apply the "
+            "model's own preprocessing (scaling, mean, std) first."
+        )
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        raise DataError(f"{what} holds NaN or infinite values (input {port.name!r}).")
+    return np.asarray(array, port.dtype)
+
+
+def _describe(source: Any) -> str:
+    return str(source) if isinstance(source, str | Path) else f"calibration {type(source).__name__}"
+
+
+#: Calibration samples kept for agreement, latency and refinement, and their bytes at most: outputs of many kept
+#: samples are held at once, and those of a segmentation model are several times as large as its inputs.
+KEPT_SAMPLES, KEPT_BYTES = 32, 64_000_000
+
+
+def kept_batches(feed: Mapping[str, np.ndarray]) -> int:
+    """Batches like this one that are kept."""
+    samples, size = len(next(iter(feed.values()))), sum(array.nbytes for array in feed.values())
+    return max(1, min(-(-KEPT_SAMPLES // samples), KEPT_BYTES // size))

@@ -1,0 +1,5 @@
+"""Post-training quantization: any vision model in, a verified INT8 file out."""
+
+from quantrim.post_training.ptq import PtqResult, ptq
+
+__all__ = ["PtqResult", "ptq"]

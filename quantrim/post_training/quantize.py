@@ -1,0 +1,139 @@
+"""Everything that was decided about a model's numbers, and the file that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from quantrim.errors import ModelError
+from quantrim.files import write_json
+from quantrim.graph import Graph
+from quantrim.graph.from_onnx import constant
+from quantrim.graph.normalize import run_batches
+from quantrim.graph.session import save_model
+from quantrim.placement import Plan
+from quantrim.placement.qdq import write_qdq
+from quantrim.placement.quantized import Quantized
+from quantrim.post_training.calibrate import scales_of_plan, tensor_ranges
+from quantrim.post_training.refine import Refinement, noise, refine_weights
+from quantrim.ranges import (
+    ActivationScale,
+    Algo,
+    Sketch,
+    WeightAlgo,
+    quantize_weight,
+    weight_scales,
+    widen_for_bias,
+)
+from quantrim.ranges.codes import WeightCodes
+from quantrim.ranges.estimators import HIST_PERCENT
+from quantrim.targets import Target
+
+
+def decide(
+    model: ir.Model,
+    sketches: Mapping[str, Sketch],
+    *,
+    graph: Graph,
+    plan: Plan,
+    algo: Algo,
+    hist_percent: float = HIST_PERCENT,
+    overrides: Sequence[tuple[str, Algo]] = (),
+    weight_algo: WeightAlgo = "abs_max",
+    per_channel: bool = True,
+    levels: int = 127,
+) -> Quantized:
+    """Choose ranges, scales and codes, before any refinement.
+
+    Args:
+        model: normalised float model.
+        sketches: statistics of at least the tensors of the plan.
+        graph: view of the model.
+        plan: where quantizers stand.
+        algo: range estimator.
+        hist_percent: share of values kept by "hist".
+        overrides: (glob on tensor names, estimator) pairs.
+        weight_algo: scales of weights.
+        per_channel: one weight scale an output channel.
+        levels: largest weight code.
+    """
+    ranges = tensor_ranges(plan, sketches, algo, hist_percent=hist_percent, overrides=overrides)
+    activations = scales_of_plan(plan, ranges)
+    codes = weight_codes(model, plan, activations, algo=weight_algo, per_channel=per_channel, levels=levels)
+    return Quantized(model, graph, plan, ranges, activations, codes)
+
+
+def refine(
+    quantized: Quantized, feeds: Sequence[Mapping[str, np.ndarray]], refinements: Sequence[Refinement]
+) -> Quantized:
+    """The same with codes and biases refined ("adaround", "bias"), whether that helps or not."""
+    one = quantized
+    weights = refine_weights(one.model, one.graph, one.plan, one.activations, one.weights, feeds, refinements)
+    return replace(one, weights=weights)
+
+
+def output_noise(quantized: Quantized, feeds: Sequence[Mapping[str, np.ndarray]]) -> float:
+    """Relative squared error at the outputs, measured on a few batches."""
+    one = quantized
+    expected = list(run_batches(one.model, feeds))
+    return noise(one.model, one.plan, one.activations, one.weights, feeds, expected)
+
+
+def save_quantized(quantized: Quantized, target: Target, output: str | Path) -> None:
+    """Write the INT8 file, and its ranges beside it."""
+    one = quantized
+    int8 = write_qdq(one.model, one.plan, one.activations, one.weights, int32_bias=target.bias == "int32")
+    save_model(int8, output)
+    write_json(ranges_path(output), ranges_json(one))
+
+
+def weight_codes(
+    model: ir.Model,
+    plan: Plan,
+    activations: Mapping[str, ActivationScale],
+    *,
+    algo: WeightAlgo = "abs_max",
+    per_channel: bool = True,
+    levels: int = 127,
+) -> dict[str, WeightCodes]:
+    """Round every weight of a plan to the nearest code; scales leave room for int32 sums."""
+    codes = {}
+    for node, quantizer in plan.weights.items():
+        weight = constant(model, quantizer.tensor)
+        bias = constant(model, quantizer.bias) if quantizer.bias else None
+        axis = quantizer.axis if per_channel else None
+        scales = weight_scales(weight, axis, algo, levels)
+        if not np.isfinite(scales).all():
+            raise ModelError(f"node {node!r}: weight {quantizer.tensor!r} holds NaN or infinite values.")
+        source = activations[quantizer.source].scale
+        if scales.size == 1 or bias is None or bias.size == scales.size:
+            scales = widen_for_bias(scales, source, bias, weight, quantizer.axis)
+        codes[node] = WeightCodes(quantize_weight(weight, scales, axis, levels), scales, axis)
+    return codes
+
+
+def ranges_path(output: str | Path) -> Path:
+    """Where the ranges of an INT8 file are written."""
+    return Path(output).with_suffix(".ranges.json")
+
+
+def ranges_json(quantized: Quantized) -> dict[str, Any]:
+    """Ranges, scales and plan as plain JSON."""
+    return {
+        "plan": quantized.plan.to_json(),
+        "tensors": {
+            tensor: {
+                "low": quantized.ranges[tensor].low,
+                "high": quantized.ranges[tensor].high,
+                "scale": scale.scale,
+                "zero_point": scale.zero_point,
+                "dtype": "int8" if scale.signed else "uint8",
+            }
+            for tensor, scale in quantized.activations.items()
+        },
+    }

@@ -1,0 +1,75 @@
+"""Run the refinements that were asked for, and keep those that help the whole model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from quantrim.graph.normalize import run_batches
+from quantrim.graph.view import Graph
+from quantrim.placement.plan import Plan
+from quantrim.placement.qdq import write_qdq
+from quantrim.post_training.refine.adaround import adaptive_rounding
+from quantrim.post_training.refine.bias import correct_bias
+from quantrim.post_training.refine.walk import Step, walk
+from quantrim.ranges import ActivationScale
+from quantrim.ranges.codes import WeightCodes
+
+Refinement = Literal["equalize", "bias", "adaround"]
+REFINEMENTS: tuple[Refinement, ...] = ("equalize", "bias", "adaround")
+
+Feeds = Sequence[Mapping[str, np.ndarray]]
+
+
+def refine_weights(
+    model: ir.Model,
+    graph: Graph,
+    plan: Plan,
+    activations: Mapping[str, ActivationScale],
+    weights: Mapping[str, WeightCodes],
+    feeds: Feeds,
+    refinements: Sequence[Refinement],
+) -> dict[str, WeightCodes]:
+    """Codes and biases after adaptive rounding and bias correction, in one walk over the model.
+
+    Args:
+        model: normalised float model.
+        graph: its view.
+        plan: where quantizers stand.
+        activations: scales by tensor.
+        weights: codes rounded to nearest.
+        feeds: calibration batches.
+        refinements: "adaround", "bias" or both; each layer is rounded first, then its bias corrected.
+    """
+
+    def correct(step: Step) -> WeightCodes:
+        codes = adaptive_rounding(step) if "adaround" in refinements else step.codes
+        if "bias" not in refinements:
+            return codes
+        return correct_bias(
+            Step(step.node, step.operator, step.x, step.y, step.weight, step.bias, codes, step.run)
+        )
+
+    return walk(model, graph, plan, activations, weights, feeds, correct)
+
+
+def noise(
+    model: ir.Model,
+    plan: Plan,
+    activations: Mapping[str, ActivationScale],
+    weights: Mapping[str, WeightCodes],
+    feeds: Feeds,
+    expected: Sequence[Mapping[str, np.ndarray]],
+) -> float:
+    """Mean over outputs of the relative squared error of the quantized model on the given batches."""
+    quantized = run_batches(write_qdq(model, plan, activations, weights), feeds)
+    errors, powers = Counter[str](), Counter[str]()
+    for got, want in zip(quantized, expected, strict=True):
+        for name, reference in want.items():
+            errors[name] += np.square(got[name] - reference, dtype=np.float64).sum()
+            powers[name] += np.square(reference, dtype=np.float64).sum()
+    return float(np.mean([errors[name] / max(powers[name], 1e-30) for name in expected[0]]))

@@ -1,0 +1,1 @@
+"""What a channel costs, and which channels to give for a budget."""

@@ -1,0 +1,204 @@
+"""The walk over an exported graph: every tensor gets slots, every operator ties or freezes them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_leaves, tree_map
+
+from quantrim.modules import named_tensors
+from quantrim.pruning.groups.capture import Part
+from quantrim.pruning.groups.slots import ChannelIds, SlotSpace
+from quantrim.pruning.groups.values import Dims, GraphCall, Result, Value
+
+#: A rule ties and freezes slots of a call's inputs and says which slots its outputs have.
+Rule = Callable[["Walk", GraphCall], Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A dimension of a parameter or buffer."""
+
+    tensor: str
+    dim: int
+
+
+class Walk:
+    """ChannelIds of all parameters and buffers of a module, and what its graphs say about them.
+
+    Args:
+        module: the model; parameters under two names have one set of slots, under the first name.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.space = SlotSpace()
+        self.tensors = named_tensors(module)
+        self.names = _canonical_names(self.tensors)
+        self.members: dict[Member, ChannelIds] = {}
+        self.outputs_of: list[ChannelIds] = []
+        self.inputs_of: list[ChannelIds] = []
+        self.scales: list[ChannelIds] = []
+        self.normalised: list[ChannelIds] = []
+        self.seen: set[str] = set()
+        self.calls: list[tuple[GraphCall, Result]] = []
+
+    @property
+    def unseen(self) -> list[str]:
+        """Parameters and buffers that no graph reads, in the module's order."""
+        return [name for name in dict.fromkeys(self.names.values()) if name not in self.seen]
+
+    def parameter(self, name: str) -> Value:
+        """Value of a parameter or buffer by any of its names; slots are allocated at first sight."""
+        name = self.names[name]
+        tensor = self.tensors[name]
+        if not tensor.is_floating_point():
+            return Value(tuple(tensor.shape), (None,) * tensor.ndim)
+        dims: list[ChannelIds] = []
+        for dim, size in enumerate(tensor.shape):
+            member = Member(name, dim)
+            if member not in self.members:
+                self.members[member] = self.space.new(size)
+            dims.append(self.members[member])
+        return Value(tuple(tensor.shape), tuple(dims))
+
+    def tie(self, first: ChannelIds | None, second: ChannelIds | None, reason: str) -> ChannelIds | None:
+        """Tie two dimensions that must stay alike; one without slots freezes the other."""
+        if first is not None and second is not None:
+            self.space.tie(first, second)
+        else:
+            self.freeze(first, reason)
+            self.freeze(second, reason)
+        return first if first is not None else second
+
+    def freeze(self, slots: ChannelIds | None, reason: str) -> None:
+        """Freeze a dimension if it has slots."""
+        if slots is not None:
+            self.space.freeze(slots, reason)
+
+    def freeze_value(self, value: Value, reason: str) -> None:
+        """Freeze all dimensions of a tensor."""
+        for slots in value.dims:
+            self.freeze(slots, reason)
+
+    def filled(self, slots: ChannelIds | None, size: int, reason: str) -> ChannelIds:
+        """The slots, or fresh frozen ones where there are none."""
+        if slots is not None:
+            return slots
+        fresh = self.space.new(size)
+        self.space.freeze(fresh, reason)
+        return fresh
+
+    def run(self, part: Part, rule_of: Callable[[Any], Rule], record: bool) -> None:
+        """Follow every operation of an exported graph.
+
+        Args:
+            part: the graph.
+            rule_of: chooses the rule of an operator.
+            record: keep the calls, for counting costs.
+        """
+        values = self._placeholders(part)
+        for node in part.program.graph.nodes:
+            if node.op == "call_function":
+                values[node] = self._call(node, values, part.path, rule_of, record)
+            elif node.op == "output":
+                self._outputs(node, values, part.path)
+
+    def _placeholders(self, part: Part) -> dict[Any, Result]:
+        prefix = f"{part.path}." if part.path else ""
+        owned = (InputKind.PARAMETER, InputKind.BUFFER)
+        specs = {spec.arg.name: spec for spec in part.program.graph_signature.input_specs}
+        values: dict[Any, Result] = {}
+        for node in part.program.graph.nodes:
+            if node.op != "placeholder":
+                continue
+            spec = specs[node.name]
+            if spec.kind in owned and prefix + spec.target in self.names:
+                values[node] = self.parameter(prefix + spec.target)
+                self.seen |= {self.names[prefix + spec.target]} if node.users else set()
+            elif isinstance(node.meta.get("val"), Tensor):
+                shape = tuple(map(int, node.meta["val"].shape))
+                values[node] = Value(shape, (None,) * len(shape))
+            else:
+                values[node] = None
+        return values
+
+    def _call(
+        self, node: Any, values: dict[Any, Result], path: str, rule_of: Callable[[Any], Rule], record: bool
+    ) -> Result:
+        arguments = tree_map(
+            lambda leaf: values.get(leaf, leaf) if isinstance(leaf, torch.fx.Node) else leaf,
+            (list(node.args), dict(node.kwargs)),
+        )
+        if node.target is operator.getitem and isinstance(arguments[0][0], list):
+            return arguments[0][0][arguments[0][1]]
+        call = GraphCall(node.target, _bind(node.target, *arguments), _shapes(node), _layer_of(node, path))
+        if not any(value.tracked for value in call.tensors()):
+            return call.untracked()
+        result = rule_of(node.target)(self, call)
+        if record:
+            self.calls.append((call, result))
+        return result
+
+    def _outputs(self, node: Any, values: dict[Any, Result], path: str) -> None:
+        of = f"the output of {path!r}" if path else "an output of the model"
+        results = tree_map(
+            lambda leaf: values.get(leaf) if isinstance(leaf, torch.fx.Node) else None, list(node.args)
+        )
+        for value in tree_leaves(results):
+            if isinstance(value, Value):
+                self.freeze_value(value, of)
+
+
+def _canonical_names(tensors: dict[str, Tensor]) -> dict[str, str]:
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+
+
+def _bind(target: Any, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by the names of the operator's schema; what has no schema keeps positions."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return {str(index): value for index, value in enumerate(args)} | kwargs
+    bound = {argument.name: argument.default_value for argument in schema.arguments}
+    names = [argument.name for argument in schema.arguments]
+    return bound | dict(zip(names, args, strict=False)) | kwargs
+
+
+def _shapes(node: Any) -> tuple[tuple[int, ...], ...]:
+    leaves = tree_leaves(node.meta.get("val"))
+    return tuple(tuple(map(int, leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _layer_of(node: Any, path: str) -> str:
+    """Path of the innermost module around a node, in the whole model."""
+    stack = node.meta.get("nn_module_stack") or {}
+    inner = ""
+    for entry in stack.values():
+        inner = entry[0] if isinstance(entry, tuple) else str(entry)
+    inner = inner.removeprefix("L['self']").removeprefix(".")
+    return ".".join(piece for piece in (path, inner) if piece)
+
+
+def broadcast(walk: Walk, values: list[Value], shape: tuple[int, ...], reason: str) -> Dims:
+    """Dimensions of tensors combined position by position, aligned from the right.
+
+    Dimensions of size 1 are stretched and bind nothing. A dimension with slots that meets one of the same size
+    without is frozen: the other tensor would keep its size.
+    """
+    dims: list[ChannelIds | None] = []
+    for axis in range(-len(shape), 0):
+        meeting = [v.dims[axis] for v in values if len(v.shape) >= -axis and v.shape[axis] == shape[axis]]
+        tracked = [slots for slots in meeting if slots is not None]
+        if len(tracked) < len(meeting) and shape[axis] > 1:
+            for slots in tracked:
+                walk.freeze(slots, reason)
+        for slots in tracked[1:]:
+            walk.space.tie(tracked[0], slots)
+        dims.append(tracked[0] if tracked else None)
+    return tuple(dims)

@@ -1,0 +1,1 @@
+"""What the model loses when a group of channels goes."""

@@ -1,0 +1,1 @@
+"""The INT8 file of a trained module, and the proof that it computes the same codes."""

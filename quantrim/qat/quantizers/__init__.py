@@ -1,0 +1,1 @@
+"""Fake-quantizers of activations, weights and biases, and their calibration."""

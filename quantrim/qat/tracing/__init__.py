@@ -1,0 +1,1 @@
+"""A trace of a module: which functions it calls, with what, where."""

@@ -1,0 +1,1 @@
+"""Whole jobs from a configuration: the libraries strung together, and nothing decided about numbers."""

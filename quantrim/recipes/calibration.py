@@ -1,0 +1,43 @@
+"""Pictures for calibration and for measuring sensitivity: of the training set, prepared as in deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from quantrim.recipes.runs import load_transforms
+from quantrim.vision.config import Config
+from quantrim.vision.data.build import build_data
+from quantrim.vision.data.datasets import read_image
+
+
+def calibration_pairs(config: Config, samples: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training pictures and labels, without augmentation, spread evenly over the set.
+
+    Args:
+        config: with a training set; pictures get the transforms of its validation set where it has one.
+        samples: at most so many.
+
+    Yields:
+        Float32 (C, H, W) and the label.
+    """
+    data = build_data(config, "train_dataset")
+    if "val_dataset" in config.values:
+        data = replace(data, transforms=build_data(config, "val_dataset").transforms)
+    count = min(samples, len(data))
+    for number in range(count):
+        yield data[number * len(data) // count]
+
+
+def deployed_decoder(deploy: str | Path) -> Callable[[Path], np.ndarray]:
+    """Function from image file to float32 (C, H, W), as ``deploy.yaml`` says.
+
+    Raises:
+        ConfigError: the file is missing or has no ``Deploy.transforms``.
+    """
+    prepare = load_transforms(deploy)
+    return lambda path: prepare(read_image(path))

@@ -1,0 +1,152 @@
+"""The search with a configuration: labelled pictures judge, and training may offer candidates of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from quantrim.compression.compress import RECIPES, Offers, compress
+from quantrim.compression.judge import Judge, metric_judge
+from quantrim.compression.result import Candidate, CompressResult
+from quantrim.compression.variants import Variant
+from quantrim.engines import EngineName, Session
+from quantrim.engines.trial import EngineResult
+from quantrim.errors import ConfigError
+from quantrim.pruning.cost.latency import Engine
+from quantrim.recipes.calibration import calibration_pairs
+from quantrim.recipes.deploy import carry_deploy
+from quantrim.recipes.prune import PruneRecipe, prune_config
+from quantrim.recipes.qat import QatRecipe, train_quantized
+from quantrim.recipes.runs import best_key, export, load
+from quantrim.vision.config import Config
+from quantrim.vision.data.build import build_data
+from quantrim.vision.evaluate import engine_predictor, evaluate
+from quantrim.vision.train import TrainSettings
+from quantrim.vision.views import views_of
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What may be trained for the search.
+
+    Attributes:
+        settings: of each training; 0 iterations for none.
+        ratios: shares of the latency to prune, ascending; the first that loses too much is the last tried.
+        learning_rate: of quantization-aware training and of retraining; each verb's own when None.
+        save_dir: gets a folder for each of them.
+    """
+
+    settings: TrainSettings
+    ratios: tuple[float, ...]
+    learning_rate: float | None
+    save_dir: Path
+
+
+def config_judge(config: Config, images: int | None = None) -> Judge:
+    """mIoU or top-1 on the validation set, as ``test_config`` says.
+
+    Args:
+        config: with a validation set.
+        images: the first so many pictures of it; all when None.
+
+    Raises:
+        ConfigError: there is no validation set.
+    """
+    data, views, key = build_data(config, "val_dataset"), views_of(config), best_key(config)
+    count = min(len(data), images or len(data))
+
+    def metrics(session: Session) -> Mapping[str, float | list[float]]:
+        return evaluate(views.of(engine_predictor(session)), data, limit=count)
+
+    return metric_judge(metrics, key, count, 100 / count if data.task == "classification" else None)
+
+
+def compress_config(
+    config: Config,
+    model: Path,
+    output: Path,
+    *,
+    max_drop: float,
+    engine: EngineName = "openvino",
+    samples: int = 100,
+    judged: int | None = None,
+    recipes: Sequence[Variant] = RECIPES,
+    skip: Sequence[str] = (),
+    training: Training | None = None,
+    threads: int = 1,
+    on_candidate: Callable[[Candidate], None] = lambda candidate: None,
+) -> CompressResult:
+    """:func:`quantrim.compression.compress` with a configuration's data, from an ONNX file or torch weights.
+
+    Args:
+        config: model, data, loss, optimizer and schedule.
+        model: .onnx file, Paddle model, or .pth weights of the configuration's model; those are exported first.
+        output: .onnx file; weights get a ``deploy.yaml`` beside it.
+        max_drop: points of the deciding metric that may be lost.
+        engine: where accuracy and latency count.
+        samples: training pictures that calibrate.
+        judged: validation pictures that judge; all when None.
+        recipes: ways to choose the numbers of whole INT8.
+        skip: globs on node names that stay float.
+        training: what may be trained; needs weights.
+        threads: CPU threads of the race.
+        on_candidate: called with each candidate as soon as it is judged.
+
+    Raises:
+        ConfigError: training without weights; and what :func:`quantrim.compression.compress` raises.
+    """
+    search = partial(
+        compress,
+        data=(image for image, _ in calibration_pairs(config, samples)),
+        output=output,
+        max_drop=max_drop,
+        engine=engine,
+        judge=config_judge(config, judged),
+        samples=samples,
+        recipes=recipes,
+        skip=skip,
+        threads=threads,
+        on_candidate=on_candidate,
+    )
+    if model.suffix in (".onnx", ".pdmodel", ".json") or model.is_dir():
+        if training is not None:
+            raise ConfigError(f"{model}: such a file can't be trained. Give the weights (.pth) it came from.")
+        return search(model)
+    loaded = load(config, model)
+    with tempfile.TemporaryDirectory() as folder:
+        float_file = Path(folder) / "fp32.onnx"
+        export(loaded, float_file)
+        offers = None if training is None else _offers(config, model, engine, threads, training)
+        result = search(float_file, offers=offers)
+        if carry_deploy(float_file, None, output) is None:
+            other = f"{output.with_name('deploy.yaml')} is another model's and was left as it is."
+            result = replace(result, notes=(*result.notes, other))
+    return result
+
+
+def _offers(config: Config, weights: Path, engine: EngineName, threads: int, training: Training) -> Offers:
+    quantized = partial(_trained, config, weights, engine, training) if training.settings.iterations else None
+    prune = partial(_pruned, config, weights, engine, threads, training)
+    return Offers(quantized, tuple((ratio, partial(prune, ratio)) for ratio in training.ratios))
+
+
+def _trained(
+    config: Config, weights: Path, engine: EngineName, training: Training
+) -> tuple[Path, EngineResult | None]:
+    recipe = QatRecipe(target=engine, learning_rate=training.learning_rate, engines=(engine,))
+    run = train_quantized(config, weights, training.settings, training.save_dir / "qat", recipe)
+    return Path(run.output), run.engines[0]
+
+
+def _pruned(
+    config: Config, weights: Path, engine: EngineName, threads: int, training: Training, ratio: float
+) -> Path:
+    folder = training.save_dir / f"pruned_{ratio:g}"
+    recipe = PruneRecipe(
+        ratio, objective="latency", learning_rate=training.learning_rate, engine=Engine(engine, threads)
+    )
+    prune_config(config, weights, training.settings, folder, recipe)
+    return folder / "model.onnx"

@@ -1,0 +1,438 @@
+"""One pruning run: trained weights and a configuration in, smaller model out, retrained and verified.
+
+The folder that it writes is the input of what follows: ``model.pth`` and ``plan.json`` make the model again,
+``model.onnx`` is what an engine runs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from quantrim.distillation import distillation_loss
+from quantrim.engines.machine import describe_machine
+from quantrim.errors import CheckpointError, ConfigError
+from quantrim.files import require_writable, write_json
+from quantrim.pruning.cost.latency import Engine, measured_side_by_side
+from quantrim.pruning.cost.solver import Limits
+from quantrim.pruning.for_latency import prune_for_latency
+from quantrim.pruning.forecast import Forecast, forecast
+from quantrim.pruning.groups.groups import Frozen
+from quantrim.pruning.plan import (
+    PLAN_FILE,
+    PruningPlan,
+    empty_plan,
+    load_pruned,
+    plan_beside,
+    read_plan,
+    save_pruned,
+)
+from quantrim.pruning.pruning import GroupReport, Method, PruningResult, prune
+from quantrim.pruning.sensitivity.criteria import Examples
+from quantrim.pruning.sensitivity.evaluate import Probe, mean_cross_entropy, recalibrate_batch_norm
+from quantrim.pruning.sensitivity.sensitivity import Progress, Sensitivity, measure
+from quantrim.recipes.calibration import calibration_pairs
+from quantrim.recipes.runs import Loaded, example_input, export, load, validation
+from quantrim.recipes.sensitivity_plot import plot_sensitivity
+from quantrim.vision.config import Config, build_loss, build_optimizer
+from quantrim.vision.data.build import build_data
+from quantrim.vision.train import TrainResult, TrainSettings, train
+
+#: Batches of the probe: small, so that what lies before a group fits into memory for all of them.
+_PROBE_BATCH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PruneRecipe:
+    """What to remove and how.
+
+    Attributes:
+        ratio: share of the cost to remove; 0 only where a forecast is all that is wanted.
+        of_channels: the ratio is the share of channels instead, the same in every group.
+        criterion: which units go first.
+        objective: "flops" or "latency".
+        measure_sensitivity: measure what each group's channels are worth; else the criterion predicts it.
+        method: how ratios are chosen from that.
+        limits: allowed widths.
+        protect: layers whose channels shall stay.
+        samples: training pictures that losses and statistics are measured on.
+        workers: processes, or "ray".
+        steps: rounds of pruning and retraining.
+        distill: learn from the unpruned model while retraining.
+        learning_rate: of retraining; the configuration's when None.
+        engine: where latency is measured.
+        shape: input shape of costs and file; the first validation picture's when None.
+    """
+
+    ratio: float
+    of_channels: bool = False
+    criterion: str = "l1"
+    objective: Literal["flops", "latency"] = "flops"
+    measure_sensitivity: bool = True
+    method: Method = "marginal"
+    limits: Limits = field(default_factory=Limits)
+    protect: tuple[str, ...] = ()
+    samples: int = 32
+    workers: int | str = 1
+    steps: int = 1
+    distill: bool = True
+    learning_rate: float | None = None
+    engine: Engine = field(default_factory=Engine)
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def measures(self) -> bool:
+        """Whether the sensitivity of groups decides how much each loses."""
+        return self.measure_sensitivity and not self.of_channels
+
+    @property
+    def for_latency(self) -> bool:
+        """Whether milliseconds are the objective."""
+        return self.objective == "latency" and not self.of_channels
+
+
+@dataclass(frozen=True, slots=True)
+class PruneRun:
+    """What came of a run.
+
+    Attributes:
+        output: folder with ``model.pth``, ``plan.json``, ``model.onnx``.
+        result: what was removed, over all rounds.
+        latency_ms: {"before", "after"} on the engine.
+        metric: {"before", "pruned", "retrained"} of the deciding metric.
+        chosen: "pruned" or "retrained": the state that was kept.
+        parity: largest difference between torch and the exported file.
+        evaluations: passes of the sensitivity analysis over its samples.
+        seconds: of sensitivity analysis and retraining.
+    """
+
+    output: str
+    result: PruningResult
+    latency_ms: Mapping[str, float]
+    metric: Mapping[str, float]
+    chosen: str
+    parity: float
+    evaluations: int
+    seconds: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract's keys and more."""
+        return {
+            "command": "prune",
+            "output": self.output,
+            **self.result.to_json(),
+            "latency_ms": dict(self.latency_ms),
+            "metric": dict(self.metric),
+            "chosen": self.chosen,
+            "parity": self.parity,
+            "evaluations": self.evaluations,
+            "seconds": dict(self.seconds),
+            "machine": describe_machine().to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """What a run tells while it works.
+
+    Attributes:
+        timed: while layers are timed on the engine: how many are done, how many there are.
+        forecast: before each round: what can be pruned, and what measuring it will take.
+        measured: during the sensitivity analysis.
+    """
+
+    timed: Callable[[int, int], None] = lambda done, total: None
+    forecast: Callable[[Forecast], None] = lambda found: None
+    measured: Callable[[Progress], None] = lambda progress: None
+
+
+def forecast_config(
+    config: Config, weights: str | Path, recipe: PruneRecipe, *, seed: int = 0, listener: Listener | None = None
+) -> Forecast:
+    """What :func:`prune_config` would start from, without pruning anything.
+
+    Raises:
+        ConfigError, DataError, ModelError, CheckpointError: one line each that says what is wrong.
+    """
+    loaded = load(config, weights)
+    probe = probe_of(config, recipe.samples) if recipe.measures else None
+    heard = listener or Listener()
+    return _forecast(loaded.model, example_input(loaded, recipe.shape), recipe, probe, seed, heard)
+
+
+def _forecast(
+    model: nn.Module, example: Tensor, recipe: PruneRecipe, probe: Probe | None, seed: int, listener: Listener
+) -> Forecast:
+    return forecast(
+        model,
+        example,
+        probe=probe if recipe.measures else None,
+        engine=recipe.engine if recipe.for_latency else None,
+        criterion=recipe.criterion,
+        limits=recipe.limits,
+        protect=recipe.protect,
+        seed=seed,
+        on_layer=listener.timed,
+    )
+
+
+def prune_config(
+    config: Config,
+    weights: str | Path,
+    settings: TrainSettings,
+    save_dir: str | Path,
+    recipe: PruneRecipe,
+    *,
+    listener: Listener | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> PruneRun:
+    """Survey, measure, prune, retrain, choose, export.
+
+    Args:
+        config: model, data, loss, optimizer and schedule.
+        weights: of the unpruned model.
+        settings: of retraining; ``iterations`` may be 0.
+        save_dir: gets the pruned model, ``sensitivity.json`` and ``.png``, checkpoints, ``prune.json``.
+        recipe: what to remove and how.
+        listener: is told what is prunable, and how far measuring is.
+        resume: go on with the retraining of an interrupted one-round run in ``save_dir``.
+        progress: show a progress bar while training.
+
+    Raises:
+        ConfigError, DataError, ModelError, CheckpointError: one line each that says what is wrong.
+    """
+    return _Run(config, weights, settings, Path(save_dir), recipe, listener or Listener(), progress).run(resume)
+
+
+class _Run:
+    """State of one run."""
+
+    def __init__(
+        self,
+        config: Config,
+        weights: str | Path,
+        settings: TrainSettings,
+        save_dir: Path,
+        recipe: PruneRecipe,
+        listener: Listener,
+        progress: bool,
+    ) -> None:
+        if recipe.steps < 1 or recipe.samples < 1:
+            raise ConfigError(f"steps is {recipe.steps}, samples {recipe.samples}; they must be at least 1.")
+        self.config, self.settings, self.save_dir, self.recipe = config, settings, save_dir, recipe
+        self.listener, self.progress = listener, progress
+        self.loaded = load(config, weights)
+        self.teacher = copy.deepcopy(self.loaded.model)
+        self.judge = partial(_value, validation(config), settings.best_key)
+        self.example = example_input(self.loaded, recipe.shape)
+        self.probe = probe_of(config, recipe.samples)
+        self.plan = plan_beside(weights) or empty_plan(self.loaded.model)
+        self.evaluations = 0
+        self.seconds = {"sensitivity": 0.0, "retraining": 0.0}
+
+    def run(self, resume: bool) -> PruneRun:
+        """All of it."""
+        require_writable(self.save_dir)
+        metric = {"before": self.judge(self.loaded.model)}
+        model = self._interrupted() if resume else self.loaded.model
+        results: list[PruningResult] = []
+        shares = _shares(self.recipe.ratio, self.recipe.steps)
+        iterations = self.settings.iterations // self.recipe.steps
+        trained: TrainResult | None = None
+        for step, share in enumerate(shares):
+            results.append(
+                _from_facts(self.plan, self.recipe.ratio) if resume else self._prune(model, share, step)
+            )
+            metric["pruned"] = self.judge(model)
+            if not resume:
+                save_pruned(model, self._stored_plan(results), self.save_dir)
+            if iterations:
+                before = copy.deepcopy(model.state_dict())
+                trained = self._retrain(model, iterations, step, resume)
+                metric["retrained"] = self._keep_best(model, trained, before, metric["pruned"])
+        chosen = "retrained" if metric.get("retrained", float("-inf")) >= metric["pruned"] else "pruned"
+        metric.setdefault("retrained", metric["pruned"])
+        return self._finish(model, _over_all(results), metric, chosen)
+
+    def _prune(self, model: nn.Module, share: float, step: int) -> PruningResult:
+        recipe = self.recipe
+        found = _forecast(model, self.example, recipe, self.probe, self.settings.seed, self.listener)
+        self.listener.forecast(found)
+        if not recipe.of_channels:
+            found.require(share)
+        options: dict[str, Any] = {
+            "criterion": recipe.criterion,
+            "examples": Examples(self.probe.batches, mean_cross_entropy),
+            "sensitivity": self._sensitivity(found, step),
+            "method": recipe.method,
+            "surveyed": found.survey,
+            "seed": self.settings.seed,
+        }
+        if recipe.of_channels:
+            result = prune(model, self.example, channel_ratio=share, **options)
+        elif recipe.for_latency:
+            result, _, _ = prune_for_latency(
+                model, self.example, share, recipe.engine, predicted=found.latency, **options
+            )
+        else:
+            result = prune(model, self.example, ratio=share, **options)
+        recalibrate_batch_norm(model, (inputs for inputs, _ in self.probe.batches))
+        self.plan = self.plan.then(result.plan.removal)
+        return result
+
+    def _sensitivity(self, found: Forecast, step: int) -> Sensitivity | None:
+        if found.job is None:
+            return None
+        name = "sensitivity" if step == 0 else f"sensitivity_{step + 1}"
+        path, workers = self.save_dir / f"{name}.json", self.recipe.workers
+        measured = measure(found.job, path=path, workers=workers, on_progress=self.listener.measured)
+        plot_sensitivity(measured, self.save_dir / f"{name}.png")
+        self.evaluations += measured.evaluations
+        self.seconds["sensitivity"] += measured.seconds
+        return measured
+
+    def _stored_plan(self, results: list[PruningResult]) -> PruningPlan:
+        whole = _over_all(results)
+        facts = {
+            "requested_ratio": self.recipe.ratio,
+            "achieved_ratio": whole.achieved,
+            "expected_loss": whole.expected_loss,
+            "flops": whole.flops,
+            "params": whole.params,
+            "groups": [asdict(group) for group in whole.groups],
+            "frozen": [asdict(frozen) for frozen in whole.frozen],
+        }
+        return replace(self.plan, facts=facts)
+
+    def _interrupted(self) -> nn.Module:
+        """The pruned model that an interrupted run had saved before it retrained."""
+        if self.recipe.steps > 1:
+            raise ConfigError("a run of several rounds can't be resumed; start it anew, or use one round.")
+        if not (self.save_dir / PLAN_FILE).is_file():
+            raise CheckpointError(
+                f"{self.save_dir}: no {PLAN_FILE} to resume from. Start without resume.", field="resume"
+            )
+        self.plan = read_plan(self.save_dir)
+        return load_pruned(load(self.config, None).model, self.save_dir)
+
+    def _retrain(self, model: nn.Module, iterations: int, step: int, resume: bool) -> TrainResult:
+        settings = replace(self.settings, iterations=iterations)
+        data = build_data(self.config, "train_dataset", seed=settings.seed + step)
+        optimizer, scheduler = build_optimizer(
+            self.config, model, iterations=iterations, learning_rate=self.recipe.learning_rate
+        )
+        folder = self.save_dir / "retraining" / f"round_{step + 1}"
+        begun = resume and any(folder.glob("iter_*/state.pth"))
+        result = train(
+            model,
+            settings,
+            data,
+            folder,
+            loss_fn=build_loss(self.config, data.ignore_index),
+            optimizer=optimizer,
+            scheduler=scheduler,
+            validate=lambda module: {settings.best_key: self.judge(module)},
+            teacher=self.teacher if self.recipe.distill else None,
+            distill=distillation_loss if self.recipe.distill else None,
+            resume=folder if begun else None,
+            progress=self.progress,
+        )
+        self.seconds["retraining"] += result.seconds
+        return result
+
+    def _keep_best(
+        self, model: nn.Module, trained: TrainResult, before: Mapping[str, Tensor], pruned: float
+    ) -> float:
+        """Load the best state, the one before retraining included; returns the best one retrained."""
+        model.cpu()
+        best = trained.best_metric if trained.best_metric is not None else float("-inf")
+        if best >= pruned:
+            before = torch.load(trained.best_weights, map_location="cpu", weights_only=True)
+        model.load_state_dict(before)
+        model.eval()
+        return best
+
+    def _finish(
+        self, model: nn.Module, result: PruningResult, metric: Mapping[str, float], chosen: str
+    ) -> PruneRun:
+        model.eval()
+        plan = self._stored_plan([result])
+        save_pruned(model, plan, self.save_dir)
+        deployed = Loaded(self.config, model, self.loaded.data)
+        parity = export(deployed, self.save_dir / "model.onnx", shape=self.recipe.shape)
+        before, after = measured_side_by_side([self.teacher.cpu(), model], self.example, self.recipe.engine)
+        run = PruneRun(
+            output=str(self.save_dir),
+            result=replace(result, plan=plan, requested=self.recipe.ratio),
+            latency_ms={"before": before, "after": after},
+            metric=metric,
+            chosen=chosen,
+            parity=parity,
+            evaluations=self.evaluations,
+            seconds=self.seconds,
+        )
+        write_json(self.save_dir / "prune.json", run.to_json())
+        return run
+
+
+def _value(judge: Callable[[nn.Module], Mapping[str, float]], key: str, module: nn.Module) -> float:
+    return float(judge(module)[key])
+
+
+def probe_of(config: Config, samples: int) -> Probe:
+    """Training pictures in batches of equal shape, for losses and statistics."""
+    pairs = list(calibration_pairs(config, samples))
+    alike = len({image.shape for image, _ in pairs}) == 1
+    size = _PROBE_BATCH if alike and len(pairs) >= _PROBE_BATCH else 1
+    bundles = [pairs[start : start + size] for start in range(0, len(pairs) - len(pairs) % size, size)]
+    batches = (tuple(torch.stack(parts) for parts in zip(*bundle, strict=True)) for bundle in bundles)
+    return Probe(tuple((images, labels) for images, labels in batches))
+
+
+def _shares(ratio: float, steps: int) -> list[float]:
+    """Share to remove of what is left, in rounds that come to ``ratio`` together."""
+    return [ratio] if steps == 1 else [1 - (1 - ratio) ** (1 / steps)] * steps
+
+
+def _over_all(results: list[PruningResult]) -> PruningResult:
+    """Several rounds as one."""
+    first, last = results[0], results[-1]
+    if len(results) == 1:
+        return first
+    achieved = 1.0
+    for result in results:
+        achieved *= 1 - result.achieved
+    widths = {group.name: group.before for group in first.groups}
+    return replace(
+        last,
+        flops={"before": first.flops["before"], "after": last.flops["after"]},
+        params={"before": first.params["before"], "after": last.params["after"]},
+        achieved=1 - achieved,
+        groups=tuple(replace(group, before=widths.get(group.name, group.before)) for group in last.groups),
+        expected_loss=sum(result.expected_loss for result in results),
+    )
+
+
+def _from_facts(plan: PruningPlan, ratio: float) -> PruningResult:
+    facts = plan.facts
+    try:
+        return PruningResult(
+            plan=plan,
+            flops={key: float(value) for key, value in facts["flops"].items()},
+            params={key: int(value) for key, value in facts["params"].items()},
+            requested=ratio,
+            achieved=float(facts["achieved_ratio"]),
+            groups=tuple(GroupReport(**group) for group in facts["groups"]),
+            frozen=tuple(Frozen(**frozen) for frozen in facts["frozen"]),
+            expected_loss=float(facts["expected_loss"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{PLAN_FILE}: not of a run that can be resumed ({error}).") from error

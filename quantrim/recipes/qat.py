@@ -1,0 +1,304 @@
+"""One quantization-aware training run: FP32 weights and a configuration in, verified INT8 file out.
+
+Three states are judged by the same metric, all quantized: before training (calibrated only, which is PTQ),
+during it, and after it. The best one is exported.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from quantrim.distillation import Distillation, Distiller
+from quantrim.engines import EngineName, installed_engines, open_session
+from quantrim.engines.machine import describe_machine
+from quantrim.engines.trial import EngineResult, ask
+from quantrim.errors import CheckpointError
+from quantrim.files import size_mb, write_json
+from quantrim.graph import graph_from_onnx, read_onnx
+from quantrim.graph.session import save_model
+from quantrim.qat.config import QATConfig
+from quantrim.qat.export.export import ExportResult
+from quantrim.qat.qat import QAT
+from quantrim.recipes.calibration import calibration_pairs
+from quantrim.recipes.runs import Loaded, load, validation, write_deploy
+from quantrim.targets import target_named
+from quantrim.vision.config import Config, build_loss, build_optimizer
+from quantrim.vision.data.build import build_data
+from quantrim.vision.evaluate import engine_predictor, evaluate
+from quantrim.vision.train import TrainResult, TrainSettings, train
+
+OutputOp = Literal["none", "argmax", "softmax"]
+#: QAT's learning rate over the configuration's, as PaddleSeg's tutorial has it.
+RATE_SHARE = 0.1
+#: Share of the run after which ranges and BatchNorm statistics stand still.
+SETTLED_SHARE = 0.75
+_VERDICT_SAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class QatRecipe:
+    """What to do beside training.
+
+    Attributes:
+        target: name of the target.
+        config: QAT settings; schedules that are None are set from the run's length.
+        samples: calibration samples.
+        learning_rate: of the float weights; a tenth of the configuration's when None.
+        distillation: learn from the FP32 model, too; None for labels alone.
+        output_op: what stands behind the logits in the file.
+        threads: CPU threads of the latency measurement.
+        engines: engines to ask; those of the target that are installed when None.
+    """
+
+    target: str = "portable"
+    config: QATConfig = field(default_factory=QATConfig)
+    samples: int = 100
+    learning_rate: float | None = None
+    distillation: Distillation | None = None
+    output_op: OutputOp = "none"
+    threads: int = 1
+    engines: tuple[EngineName, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QatRun:
+    """What came of a run.
+
+    Attributes:
+        output: the INT8 file.
+        metric: name of the deciding metric.
+        metrics: its value for "fp32", "ptq" (before training), "qat" (best while training), "exported" (the
+            state that was exported, in torch) and "engine" (the file on the first engine).
+        chosen: which state was exported: "ptq" or "qat".
+        best_iteration: iteration of the best state while training.
+        equal_codes: share of equal integer codes of file and module.
+        size_mb: size of the file, "int8", and of the same graph in float, "fp32".
+        seconds: time of training.
+        engines: verdicts.
+    """
+
+    output: str
+    metric: str
+    metrics: Mapping[str, float]
+    chosen: Literal["ptq", "qat"]
+    best_iteration: int | None
+    equal_codes: float
+    size_mb: Mapping[str, float]
+    seconds: float
+    engines: tuple[EngineResult, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value; verdict and latency of the first engine stand at the top."""
+        value: dict[str, Any] = {
+            "command": "qat",
+            "output": self.output,
+            "metric": self.metric,
+            "metrics": dict(self.metrics),
+            "chosen": self.chosen,
+            "best_iteration": self.best_iteration,
+            "equal_codes": self.equal_codes,
+            "size_mb": dict(self.size_mb),
+            "seconds": round(self.seconds, 3),
+        }
+        engines = [result.to_json() for result in self.engines]
+        return (
+            value
+            | (engines[0] if engines else {})
+            | {"engines": engines, "machine": describe_machine().to_json()}
+        )
+
+
+def train_quantized(
+    config: Config,
+    weights: str | Path,
+    settings: TrainSettings,
+    save_dir: str | Path,
+    recipe: QatRecipe,
+    *,
+    resume: str | Path | None = None,
+    progress: bool = True,
+) -> QatRun:
+    """Calibrate, train, choose, export, verify.
+
+    Args:
+        config: model, data, loss, optimizer and schedule.
+        weights: FP32 weights to start from.
+        settings: how long and how to train; ``best_key`` decides.
+        save_dir: gets checkpoints, ``model_int8.onnx``, ``deploy.yaml`` and ``qat.json``.
+        recipe: everything else.
+        resume: ``iter_N`` folder or save folder of an interrupted run with the same settings.
+        progress: show a progress bar.
+
+    Raises:
+        ConfigError, DataError, ModelError, CheckpointError: one line each that says what is wrong.
+    """
+    save_dir, key = Path(save_dir), settings.best_key
+    loaded = load(config, weights)
+    judge = validation(config)
+    metrics = {"fp32": float(judge(loaded.model)[key])}
+    teacher = copy.deepcopy(loaded.model)
+    example = loaded.data[0][0][None]
+    qat = QAT(
+        loaded.model, example, target=recipe.target, config=_scheduled(recipe.config, settings.iterations)
+    )
+    qat.calibrate(picture[None] for picture, _ in calibration_pairs(config, recipe.samples))
+    metrics["ptq"] = float(judge(qat.module)[key])
+    before = copy.deepcopy(qat.module.state_dict())
+    result = _train(qat, teacher, config, settings, save_dir, recipe, judge, resume, progress)
+    if result.best_metric is not None:
+        metrics["qat"] = result.best_metric
+    chosen: Literal["ptq", "qat"] = "qat" if metrics.get("qat", float("-inf")) >= metrics["ptq"] else "ptq"
+    state = _weights(result.best_weights) if chosen == "qat" else before
+    qat.module.cpu()
+    qat.load_state_dict(state)
+    metrics["exported"] = metrics[chosen]
+    exported = qat.export(save_dir / "model_int8.onnx", example, input_names=["image"])
+    engines, float_mb = _ask(exported, loaded, recipe)
+    if engines:
+        session = open_session(exported.path, engines[0].verdict.engine)
+        metrics["engine"] = float(evaluate(engine_predictor(session), loaded.data)[key])  # type: ignore[arg-type]
+    append_output_op(exported.path, recipe.output_op)
+    write_deploy(exported.path, loaded, recipe.output_op)
+    run = QatRun(
+        output=str(exported.path),
+        metric=key,
+        metrics=metrics,
+        chosen=chosen,
+        best_iteration=result.best_iteration,
+        equal_codes=exported.agreement.share,
+        size_mb={"fp32": float_mb, "int8": size_mb(exported.path)},
+        seconds=result.seconds,
+        engines=engines,
+    )
+    write_json(save_dir / "qat.json", run.to_json())
+    return run
+
+
+def _weights(path: str) -> dict[str, Tensor]:
+    """Best weights of a run.
+
+    Raises:
+        CheckpointError: the file is gone, or stayed behind in another folder than the run was resumed in.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: the best weights are missing. Resume in the run's own save folder.")
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def _scheduled(config: QATConfig, iterations: int) -> QATConfig:
+    """Settings with the schedules that the user left open."""
+    settled = round(SETTLED_SHARE * iterations)
+    return replace(
+        config,
+        freeze_ranges_at=settled if config.freeze_ranges_at is None else config.freeze_ranges_at,
+        freeze_batch_norm_at=settled if config.freeze_batch_norm_at is None else config.freeze_batch_norm_at,
+    )
+
+
+def _train(
+    qat: QAT,
+    teacher: nn.Module,
+    config: Config,
+    settings: TrainSettings,
+    save_dir: Path,
+    recipe: QatRecipe,
+    judge: Callable[[nn.Module], dict[str, float]],
+    resume: str | Path | None,
+    progress: bool,
+) -> TrainResult:
+    data = build_data(config, "train_dataset", seed=settings.seed)
+    optimizer, scheduler = quantized_optimizer(config, qat, settings.iterations, recipe.learning_rate)
+    distiller = None
+    if recipe.distillation is not None:
+        distiller = Distiller(qat.module, teacher, recipe.distillation)
+    try:
+        return train(
+            qat.module,
+            settings,
+            data,
+            save_dir,
+            loss_fn=build_loss(config, data.ignore_index),
+            optimizer=optimizer,
+            scheduler=scheduler,
+            validate=judge,
+            on_iteration=lambda iteration, module: qat.advance(iteration),
+            teacher=teacher if distiller is not None else None,
+            distill=None if distiller is None else distiller.loss,
+            resume=resume,
+            progress=progress,
+        )
+    finally:
+        if distiller is not None:
+            distiller.remove()
+
+
+def quantized_optimizer(
+    config: Config, qat: QAT, iterations: int, learning_rate: float | None
+) -> tuple[Optimizer, LRScheduler]:
+    """The configuration's optimizer and schedule, with groups of their own for learned quantizers."""
+    optimizer, scheduler = build_optimizer(
+        config, qat.module, iterations=iterations, learning_rate=learning_rate
+    )
+    assert isinstance(scheduler, LambdaLR)
+    group = optimizer.param_groups[0]
+    rate = group["initial_lr"] * (RATE_SHARE if learning_rate is None else 1.0)
+    groups = qat.parameter_groups(rate, group["weight_decay"])
+    optimizer.param_groups.clear()
+    for entry in groups:
+        optimizer.add_param_group(entry)
+    return optimizer, LambdaLR(optimizer, scheduler.lr_lambdas[0])
+
+
+def _ask(exported: ExportResult, loaded: Loaded, recipe: QatRecipe) -> tuple[tuple[EngineResult, ...], float]:
+    """Verdicts of the target's engines, and the size of the float file that INT8 was raced against."""
+    target = target_named(recipe.target)
+    asked = recipe.engines
+    if asked is None:
+        asked = tuple(engine for engine in installed_engines() if engine in target.engines)
+    count = min(_VERDICT_SAMPLES, len(loaded.data))
+    name = str(exported.float_model.graph.inputs[0].name)
+    feeds = [{name: loaded.data[index][0][None].numpy()} for index in range(count)]
+    graph = graph_from_onnx(exported.float_model, feeds[0])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "float.onnx"
+        save_model(exported.float_model, path)
+        results = tuple(
+            ask(engine, path, exported.path, graph, exported.plan.float_nodes, feeds, recipe.threads)
+            for engine in asked
+        )
+        return results, size_mb(path)
+
+
+def append_output_op(path: Path, output_op: OutputOp) -> None:
+    """Put soft-max or arg max over the classes (axis 1) behind the first output of a file."""
+    if output_op == "none":
+        return
+    model = read_onnx(path)
+    logits = model.graph.outputs[0]
+    name = str(logits.name)
+    logits.name = f"{name}_logits"
+    if output_op == "softmax":
+        node = ir.node("Softmax", [logits], {"axis": 1}, name=f"{name}_softmax")
+        node.outputs[0].dtype = ir.DataType.FLOAT
+        node.outputs[0].shape = logits.shape
+    else:
+        node = ir.node("ArgMax", [logits], {"axis": 1, "keepdims": 0}, name=f"{name}_argmax")
+        node.outputs[0].dtype = ir.DataType.INT64
+        dims = list(logits.shape or [])
+        node.outputs[0].shape = ir.Shape(dims[:1] + dims[2:])
+    node.outputs[0].name = name
+    model.graph.append(node)
+    model.graph.outputs[0] = node.outputs[0]
+    save_model(model, path)

@@ -1,0 +1,153 @@
+"""Groups are exact lists of positions: removing them equals silencing them, or they are frozen and say why."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from adversarial import CASES, EXAMPLE, Attention, Case, TrainOnlyHead, WeightTying
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from quantrim.errors import ModelError
+from quantrim.pruning import ChannelGroup, channel_groups, survey
+from quantrim.pruning.surgery import remove, zero
+
+
+def outputs(module: nn.Module) -> list[Tensor]:
+    with torch.no_grad():
+        leaves = tree_leaves(module.eval()(EXAMPLE.double()))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def assert_exact(module: nn.Module, groups: list[ChannelGroup], seed: int) -> None:
+    """A slow reference of our own: one random unit of a group removed, against the same unit zeroed."""
+    generator = np.random.default_rng(seed)
+    for group in groups:
+        removal = group.removal([int(generator.integers(group.units))])
+        silent, smaller = copy.deepcopy(module).double(), copy.deepcopy(module).double()
+        zero(silent, removal)
+        remove(smaller, removal)
+        for one, other in zip(outputs(silent), outputs(smaller), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_adversarial_net_is_exact_or_frozen_with_its_reason(name: str):
+    case: Case = CASES[name]
+    torch.manual_seed(0)
+    module = case.build()
+    graph = channel_groups(module, EXAMPLE)
+    made = {m.tensor.rpartition(".")[0] for g in graph.groups for m, role in g.roles.items() if role == "out"}
+    made |= {group.name.partition("#")[0] for group in graph.groups}
+    assert set(case.prunable) <= made
+    reasons = [frozen.reason for frozen in graph.frozen]
+    assert not case.reason or any(case.reason in reason for reason in reasons), reasons
+    if not case.reason:
+        assert all("output of the model" in reason for reason in reasons), reasons
+    assert_exact(module, [group for group in graph.groups if not group.normalised], seed=0)
+
+
+def test_outputs_keep_their_channels():
+    for name in ("c2f", "train_only_head", "attention"):
+        graph = channel_groups(CASES[name].build(), EXAMPLE)
+        assert any("output of the model" in frozen.reason for frozen in graph.frozen)
+        assert not any(group.name.startswith("head") for group in graph.groups)
+
+
+def test_heads_that_run_in_training_alone_follow():
+    module = TrainOnlyHead()
+    graph = channel_groups(module, EXAMPLE)
+    stem = next(group for group in graph.groups if group.name == "stem.0")
+    assert any(member.tensor == "aux.0.0.weight" and member.dim == 1 for member in stem.members)
+    remove(module, stem.removal([0, 5]))
+    assert [tuple(out.shape) for out in module.train()(EXAMPLE)] == [(2, 4, 16, 16)] * 2
+
+
+def test_tied_weights_are_removed_once():
+    module = WeightTying()
+    group = channel_groups(module, EXAMPLE).groups[0]
+    remove(module, group.removal([1]))
+    assert module.a.weight is module.b.weight
+    assert module.a.weight.shape == (15, 15, 3, 3)
+
+
+def test_width_of_heads_shrinks_alike_in_q_k_and_v():
+    graph = channel_groups(Attention(), EXAMPLE)
+    qkv = next(group for group in graph.groups if group.name == "qkv")
+    rows = next(rows for member, rows in qkv.members.items() if member.tensor == "qkv.weight")
+    assert rows[0].tolist() == [0, 8, 16, 24, 32, 40]
+
+
+def test_protected_layers_stay():
+    graph = channel_groups(CASES["c2f"].build(), EXAMPLE, protect=["stem"])
+    assert "stem.0" not in {group.name for group in graph.groups}
+    assert any(f.layer == "stem.0" and f.reason == "protected by request" for f in graph.frozen)
+    with pytest.raises(ModelError, match="no module"):
+        channel_groups(CASES["c2f"].build(), EXAMPLE, protect=["stemm"])
+
+
+@pytest.mark.parametrize(
+    ("wrap", "words"),
+    [
+        (nn.DataParallel, "Prune its .module"),
+        (lambda m: torch.compile(m, backend="eager"), "_orig_mod"),
+        (lambda m: (nn.utils.parametrizations.weight_norm(m.head), m)[1], "remove_parametrizations"),
+    ],
+)
+def test_wrappers_are_refused_in_one_line(wrap, words: str):
+    with pytest.raises(ModelError, match=words) as caught:
+        channel_groups(wrap(CASES["c2f"].build()), EXAMPLE)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_is_random_in_evaluation_is_refused():
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) + torch.rand_like(x[:, :1])
+
+    with pytest.raises(ModelError, match="evaluation mode"):
+        channel_groups(Noisy(), EXAMPLE)
+
+
+def test_inputs_that_the_model_refuses_are_named():
+    with pytest.raises(ModelError, match="fails on the example inputs"):
+        channel_groups(CASES["c2f"].build(), torch.randn(1, 5, 8, 8))
+
+
+def test_module_is_left_as_it_was():
+    module = CASES["train_only_head"].build().train()
+    before = copy.deepcopy(module.state_dict())
+    channel_groups(module, EXAMPLE)
+    assert module.training
+    assert module.aux.training
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_forward_that_fails_in_training_alone_is_pruned_and_says_so():
+    class Untrainable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                raise RuntimeError("labels are missing")
+            return self.head(self.stem(x))
+
+    graph = channel_groups(Untrainable(), EXAMPLE)
+    assert [group.name for group in graph.groups] == ["stem"]
+    assert "labels are missing" in graph.unexported[""]
+
+
+def test_a_model_without_groups_is_surveyed():
+    looked = survey(nn.Conv2d(3, 4, 1), EXAMPLE)
+    assert not looked.graph.groups
+    assert looked.largest_ratio == 0

@@ -1,0 +1,103 @@
+"""Scores against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quantrim.errors import ConfigError
+from quantrim.pruning import ChannelGroup, Examples, channel_groups, score
+
+
+class Tiny(nn.Module):
+    """Two layers of scalars: everything can be worked out by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.second = nn.Conv2d(4, 1, 1, bias=False)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.tensor([1.0, -1.0, 1.0, 3.0]).view(4, 1, 1, 1))
+            self.second.weight.copy_(torch.tensor([2.0, 0.0, -4.0, 1.0]).view(1, 4, 1, 1))
+            self.norm.weight.copy_(torch.tensor([0.5, -2.0, 0.1, 1.0]))
+            self.norm.running_var.fill_(1 - self.norm.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.norm(self.first(x)))
+
+
+@pytest.fixture
+def tiny() -> tuple[Tiny, ChannelGroup]:
+    module = Tiny().eval()
+    (group,) = channel_groups(module, torch.randn(2, 1, 2, 2)).groups
+    return module, group
+
+
+def scores(tiny: tuple[Tiny, ChannelGroup], criterion: str, **options) -> list[float]:
+    module, group = tiny
+    return score(module, [group], criterion, **options)[group.name].tolist()
+
+
+def test_l1_adds_magnitudes_of_what_makes_and_reads_the_channel(tiny):
+    assert scores(tiny, "l1") == [3.0, 1.0, 5.0, 4.0]
+
+
+def test_l2_is_the_norm_over_both_layers(tiny):
+    assert scores(tiny, "l2") == pytest.approx([5**0.5, 1.0, 17**0.5, 10**0.5])
+
+
+def test_fpgm_uses_true_distances_so_that_opposite_filters_differ(tiny):
+    # |1-(-1)| + |1-1| + |1-3| = 4; -1: 2 + 2 + 4 = 8; 3: 2 + 4 + 2 = 8
+    assert scores(tiny, "fpgm") == [4.0, 8.0, 4.0, 8.0]
+
+
+def test_bn_scale_is_the_magnitude_of_the_norms_weight(tiny):
+    assert scores(tiny, "bn_scale") == pytest.approx([0.5, 2.0, 0.1, 1.0])
+
+
+def test_taylor_is_the_first_order_change_when_a_channel_falls_silent(tiny):
+    # the output is linear: channel c adds first[c] * norm[c] * second[c] * x; for the loss mean(output)
+    # its gradient times weight is just that, here with x = 1 and x = -2
+    batches = [torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), -2.0)]
+    examples = Examples(batches, lambda module, x: module(x).mean())
+    share = np.array([1 * 0.5 * 2, 0.0, 1 * 0.1 * -4, 3 * 1 * 1])
+    assert scores(tiny, "taylor", examples=examples) == pytest.approx(np.abs(share) * 1.5, rel=1e-5)
+    assert scores(tiny, "fisher", examples=examples) == pytest.approx(share**2 * (1 + 4) / 4, rel=1e-5)
+
+
+def test_taylor_predicts_the_loss_of_masking_to_first_order():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)).eval()
+    (group,) = channel_groups(module, torch.randn(2, 3, 6, 6)).groups
+    x = torch.randn(4, 3, 6, 6)
+    found = score(module, [group], "taylor", examples=Examples([x], lambda m, b: m(b).mean()))[group.name]
+    with torch.no_grad():
+        whole = module(x).mean()
+        for unit in range(8):
+            weight = module[2].weight.clone()
+            module[2].weight[:, unit] = 0
+            assert abs(float(whole - module(x).mean())) == pytest.approx(found[unit], rel=1e-3, abs=1e-6)
+            module[2].weight.copy_(weight)
+
+
+def test_random_follows_the_seed(tiny):
+    assert scores(tiny, "random", seed=3) == scores(tiny, "random", seed=3) != scores(tiny, "random", seed=4)
+
+
+def test_gradients_and_modes_are_left_as_they_were(tiny):
+    module, group = tiny
+    module.train().requires_grad_(False)
+    score(module, [group], "taylor", examples=Examples([torch.ones(1, 1, 1, 1)], lambda m, x: m(x).mean()))
+    assert module.training
+    assert not module.first.weight.requires_grad
+    assert module.first.weight.grad is None
+
+
+def test_unknown_criterion_and_missing_examples_are_refused(tiny):
+    with pytest.raises(ConfigError, match="did you mean 'taylor'"):
+        scores(tiny, "taylr")
+    with pytest.raises(ConfigError, match="needs examples"):
+        scores(tiny, "taylor")

@@ -1,0 +1,164 @@
+"""What knows the number of channels follows: attributes, optimizer, moving average, stored plans."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from adversarial import CASES, EXAMPLE
+from torch import nn
+
+from quantrim.errors import CheckpointError, ModelError, QuantrimError
+from quantrim.graph.from_torch import export_onnx
+from quantrim.pruning import Limits, load_pruned, prune, read_plan, save_pruned
+from quantrim.pruning.groups.walk import Member
+from quantrim.pruning.plan import empty_plan
+from quantrim.pruning.surgery import remove
+
+ANY_WIDTH = Limits(align=1, min_channels=1)
+
+
+def built(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return CASES[name].build()
+
+
+@pytest.mark.parametrize(
+    "name", ["c2f", "depth_multiplier", "grouped_conv", "transposed", "layer_norm", "group_norm"]
+)
+def test_attributes_tell_the_new_sizes(name: str):
+    module = built(name)
+    prune(module, EXAMPLE, ratio=0.4, limits=ANY_WIDTH)
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert layer.weight.shape[:2] == (layer.out_channels, layer.in_channels // layer.groups)
+        elif isinstance(layer, nn.ConvTranspose2d):
+            assert layer.weight.shape[:2] == (layer.in_channels, layer.out_channels // layer.groups)
+        elif isinstance(layer, nn.Linear):
+            assert layer.weight.shape == (layer.out_features, layer.in_features)
+        elif isinstance(layer, nn.BatchNorm2d):
+            assert layer.num_features == len(layer.weight) == len(layer.running_mean)
+        elif isinstance(layer, nn.LayerNorm):
+            assert layer.normalized_shape == tuple(layer.weight.shape)
+        elif isinstance(layer, nn.GroupNorm):
+            assert layer.num_channels == len(layer.weight)
+
+
+@pytest.mark.parametrize("build", [lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), torch.optim.Adam])
+def test_optimizer_goes_on_with_the_parameters_it_had(build):
+    module = built("c2f")
+    optimizer = build(module.parameters())
+    module(EXAMPLE).square().mean().backward()
+    optimizer.step()
+    identities = [id(parameter) for parameter in module.parameters()]
+    state = optimizer.state[module.cv1[0].weight]
+    before = {name: value.clone() for name, value in state.items() if torch.is_tensor(value) and value.ndim}
+    result = prune(module, EXAMPLE, ratio=0.4, optimizer=optimizer, limits=ANY_WIDTH)
+    assert identities == [id(parameter) for parameter in module.parameters()]
+    kept = [list(result.plan.kept.get(Member("cv1.0.weight", d), range(16))) for d in (0, 1)]
+    for name, value in before.items():
+        assert torch.equal(state[name], value[kept[0]][:, kept[1]])
+    optimizer.zero_grad()
+    module(EXAMPLE).square().mean().backward()
+    before_step = module.cv1[0].weight.clone()
+    optimizer.step()
+    assert not torch.equal(before_step, module.cv1[0].weight)
+
+
+def test_gradients_are_sliced_with_their_parameters():
+    module = built("flip")
+    module(EXAMPLE).square().mean().backward()
+    before = module.stem[0].weight.grad.clone()
+    result = prune(module, EXAMPLE, ratio=0.4, limits=ANY_WIDTH)
+    assert torch.equal(module.stem[0].weight.grad, before[list(result.plan.kept[Member("stem.0.weight", 0)])])
+
+
+def test_a_moving_average_follows():
+    module = built("c2f")
+    average = copy.deepcopy(module)
+    prune(module, EXAMPLE, ratio=0.4, followers=[average], limits=ANY_WIDTH)
+    for one, other in zip(module.parameters(), average.parameters(), strict=True):
+        assert torch.equal(one, other)
+    torch.testing.assert_close(module.eval()(EXAMPLE), average.eval()(EXAMPLE))
+
+
+def test_a_fresh_model_becomes_the_pruned_one(tmp_path: Path):
+    module = built("c2f")
+    result = prune(module, EXAMPLE, ratio=0.4, limits=ANY_WIDTH)
+    save_pruned(module, result.plan, tmp_path)
+    again = load_pruned(CASES["c2f"].build(), tmp_path)
+    torch.testing.assert_close(module.eval()(EXAMPLE), again.eval()(EXAMPLE), rtol=0, atol=0)
+    assert again.cv1[0].out_channels == module.cv1[0].out_channels
+    assert export_onnx(again, EXAMPLE, tmp_path / "pruned.onnx") < 1e-4
+
+
+def test_rounds_of_pruning_make_one_plan(tmp_path: Path):
+    module = built("c2f")
+    plan = empty_plan(module)
+    for _ in range(2):
+        plan = plan.then(prune(module, EXAMPLE, ratio=0.2, limits=ANY_WIDTH).plan.removal)
+    save_pruned(module, plan, tmp_path)
+    again = load_pruned(CASES["c2f"].build(), tmp_path)
+    torch.testing.assert_close(module.eval()(EXAMPLE), again.eval()(EXAMPLE), rtol=0, atol=0)
+
+
+def test_stored_weights_hold_live_tensors_only(tmp_path: Path):
+    module = built("c2f")
+    save_pruned(module, prune(module, EXAMPLE, ratio=0.4, limits=ANY_WIDTH).plan, tmp_path)
+    state = torch.load(tmp_path / "model.pth", weights_only=True)
+    assert set(state) == set(module.state_dict())
+    assert all(value.untyped_storage().nbytes() == value.nbytes for value in state.values())
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(self: Path, content: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    module = built("flip")
+    plan = prune(module, EXAMPLE, ratio=0.4, limits=ANY_WIDTH).plan
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(QuantrimError, match="No space left on device"):
+        save_pruned(module, plan, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda plan: plan.update(format=99), "format"),
+        (lambda plan: plan["kept"].update({"stem.0.weight": {"0": [3, 1]}}), "damaged"),
+        (lambda plan: plan["kept"].update({"stem.0.weight": {"0": [0, 99]}}), "damaged"),
+        (lambda plan: plan["kept"].update({"nowhere": {"0": [0]}}), "damaged"),
+        (lambda plan: plan.pop("shapes"), "damaged"),
+        (lambda plan: plan["shapes"].update({"stem.0.weight": [24, 3, 3, 3]}), "planned for"),
+    ],
+)
+def test_damaged_plans_are_refused_in_one_line(tmp_path: Path, damage, words: str):
+    module = built("flip")
+    save_pruned(module, prune(module, EXAMPLE, ratio=0.4, limits=ANY_WIDTH).plan, tmp_path)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    damage(plan)
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    fresh = CASES["flip"].build()
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_pruned(fresh, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert fresh.stem[0].out_channels == 16
+
+
+def test_a_plan_of_another_model_is_refused(tmp_path: Path):
+    module = built("c2f")
+    save_pruned(module, prune(module, EXAMPLE, ratio=0.4, limits=ANY_WIDTH).plan, tmp_path)
+    with pytest.raises(CheckpointError, match="another model than Flip"):
+        load_pruned(CASES["flip"].build(), tmp_path)
+    with pytest.raises(CheckpointError, match="can't be read"):
+        read_plan(tmp_path / "missing")
+
+
+def test_a_removal_that_leaves_nothing_is_refused():
+    with pytest.raises(ModelError, match="at least one channel"):
+        remove(built("flip"), {Member("stem.0.weight", 0): torch.arange(16).numpy()})
