@@ -40,7 +40,7 @@ def ptq(
     target: Annotated[str, typer.Option(help="portable, openvino, onnxruntime or tensorrt.")] = "portable",
     algo: Annotated[str, typer.Option(help="kl, mse, hist, avg, min_max, abs_max or emd.")] = "mse",
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = 100,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples a forward pass.")] = 10,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a forward pass.")] = 2,
     op_types: Annotated[str | None, typer.Option(help="Quantize these ops only, e.g. conv,linear.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Glob on node names that stay float.")] = None,
     override: Annotated[
@@ -77,20 +77,20 @@ def ptq(
             samples_of(data, samples),
             output,
             target=target,
-            algo=algo,  # type: ignore[arg-type]
+            algo=algo,
             samples=samples,
             batch_size=batch_size,
-            weight_algo=weight_algo,  # type: ignore[arg-type]
+            weight_algo=weight_algo,
             per_channel=not per_tensor,
             hist_percent=hist_percent,
             op_types=parse_words(op_types) or None,
             skip=skip or (),
-            overrides=[_override(text) for text in override or ()],  # type: ignore[misc]
-            refinements=() if refine == "none" else parse_words(refine),  # type: ignore[arg-type]
+            overrides=[_override(text) for text in override or ()],
+            refinements=() if refine == "none" else parse_words(refine),
             reduce_range=reduce_range,
             preprocess=preprocess,
             input_shape=parse_shape(input_shape),
-            engines=engine or None,  # type: ignore[arg-type]
+            engines=engine or None,
             threads=threads,
             on_batch=lambda count: progress.advance(task, count),
         )

@@ -35,7 +35,7 @@ from quantrim.graph.feeds import IMAGENET, ImagePreprocess, calibration_feeds, k
 from quantrim.graph.load import as_onnx
 from quantrim.graph.ports import input_ports
 from quantrim.graph.session import save_model
-from quantrim.post_training.ptq import MICRO_BATCH
+from quantrim.post_training import PtqConfig
 from quantrim.post_training.quantize import ranges_path
 from quantrim.targets import target_named
 
@@ -112,9 +112,13 @@ def compress(
         original = read_onnx(source)
         wanted = samples + (judged if judge is None else 0)
         feeds = calibration_feeds(
-            data, input_ports(original), samples=wanted, batch_size=MICRO_BATCH, preprocess=preprocess,
+            data,
+            input_ports(original),
+            samples=wanted,
+            batch_size=PtqConfig().batch_size,
+            preprocess=preprocess,
             shape=input_shape,
-        )  # fmt: skip
+        )
         spool = Spool.of(feeds, folder)
         calibration, held = spool.split(samples)
         normalized = normalize(original)

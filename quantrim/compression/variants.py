@@ -19,6 +19,7 @@ from quantrim.graph.ports import Feed
 from quantrim.placement import Plan, Selection, place
 from quantrim.placement.quantized import Quantized
 from quantrim.post_training.calibrate import collect
+from quantrim.post_training.config import PtqConfig
 from quantrim.post_training.quantize import decide, refine, save_quantized
 from quantrim.post_training.refine import Refinement, equalize, noise
 from quantrim.ranges import Algo, Sketch
@@ -139,7 +140,8 @@ class Variants:
         if not plan.int8_nodes:
             raise ModelError("every layer is kept float; nothing is left to quantize.")
         model = self._equal if equal else self.model
-        return decide(model, self._sketched(model, plan, equal), graph=self.graph, plan=plan, algo=algo)
+        config = PtqConfig(target=self.target.name, algo=algo)
+        return decide(model, self._sketched(model, plan, equal), graph=self.graph, plan=plan, config=config)
 
     def _sketched(self, model: ir.Model, plan: Plan, equal: bool) -> Mapping[str, Sketch]:
         """Statistics of the plan's tensors; one pass over the data serves all plans but for rare tensors."""

@@ -88,13 +88,7 @@ def _check_selection(graph: Graph, target: Target, selection: Selection) -> None
     for glob in selection.skip:
         if not any(fnmatch.fnmatchcase(name, glob) for name in names):
             raise ConfigError(f"skip {glob!r} matches no node{did_you_mean(glob, names[:400])}", field="skip")
-    for op in selection.op_types or ():
-        if op not in target.runs_int8:
-            raise ConfigError(
-                f"op_types {op!r}: target {target.name!r} can't run it in INT8"
-                + did_you_mean(op, target.runs_int8),
-                field="op_types",
-            )
+    target.require_ops(selection.op_types or ())
 
 
 def _seeds(graph: Graph, target: Target, selection: Selection) -> tuple[list[Node], dict[str, str]]:

@@ -1,5 +1,6 @@
 """Post-training quantization: any vision model in, a verified INT8 file out."""
 
+from quantrim.post_training.config import PtqConfig
 from quantrim.post_training.ptq import PtqResult, ptq
 
-__all__ = ["PtqResult", "ptq"]
+__all__ = ["PtqConfig", "PtqResult", "ptq"]

@@ -1,45 +1,139 @@
-"""Checks of post-training quantization's options, made before any work is done."""
+"""Options of post-training quantization: data, checked when it is made."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from typing import get_args
+from typing import Any, get_args
 
 from quantrim.engines import EngineName, installed_engines, require_engine
 from quantrim.errors import ConfigError, did_you_mean
-from quantrim.placement import Plan
-from quantrim.post_training.refine import REFINEMENTS
-from quantrim.ranges import WeightAlgo
-from quantrim.ranges.estimators import ESTIMATORS
-from quantrim.targets import Target
+from quantrim.placement import Plan, Selection
+from quantrim.post_training.refine import REFINEMENTS, Refinement
+from quantrim.ranges import Algo, WeightAlgo
+from quantrim.ranges.estimators import ESTIMATORS, HIST_PERCENT
+from quantrim.targets import Target, target_named
 
 
-def check_refinements(refinements: Sequence[str]) -> None:
-    """Raise ConfigError for a refinement that doesn't exist."""
-    for name in refinements:
-        if name not in REFINEMENTS:
-            raise ConfigError(f"unknown refinement {name!r}{did_you_mean(name, REFINEMENTS)}")
+@dataclass(frozen=True, slots=True)
+class PtqConfig:
+    """Settings of post-training quantization.
 
+    Attributes:
+        target: rules of the engine: "portable", "openvino", "onnxruntime" or "tensorrt".
+        algo: range estimator of activations.
+        samples: calibration samples; None for all there are.
+        batch_size: samples a forward pass, where the model's batch axis is open; results don't depend on it.
+            More than two gain no speed on a CPU, and the first touch of fresh memory costs more than the
+            arithmetic.
+        weight_algo: scales of weights: "abs_max" or "mse".
+        per_channel: one weight scale an output channel, else one a tensor.
+        hist_percent: share of values kept by "hist", in (0, 1].
+        op_types: canonical ops to quantize; None for all that the target runs.
+        skip: globs on names of nodes that stay float.
+        overrides: (glob on tensor names, estimator) pairs; the first that matches wins.
+        refinements: any of "equalize", "adaround", "bias", run in this order; each is kept only where it
+            lowers the error at the outputs. Bias correction is the default: of all options it brings most
+            for its time (benchmarks/ptq_accuracy.py).
+        reduce_range: 7-bit weights (-63..63), exact on CPUs without VNNI.
+        input_shape: shape of the first input where axes other than the batch are dynamic.
+        engines: engines to ask; None for those of the target that are installed, () for none.
+        threads: CPU threads of the latency measurement.
 
-def check_choices(weight_algo: str, hist_percent: float, overrides: Sequence[tuple[str, str]]) -> None:
-    """Raise ConfigError for what would go unnoticed, or be noticed after calibration."""
-    if weight_algo not in get_args(WeightAlgo):
-        raise ConfigError(
-            f"weight_algo {weight_algo!r}{did_you_mean(weight_algo, get_args(WeightAlgo))}", field="weight_algo"
-        )
-    if not 0 < hist_percent <= 1:
-        raise ConfigError(
-            f"hist_percent {hist_percent}: a share of the values, above 0 and up to 1.", field="hist_percent"
-        )
-    for glob, algo in overrides:
-        if algo not in ESTIMATORS:
+    Raises:
+        ConfigError: an illegal value; ``error.field`` names it.
+        EngineError: a named engine is unknown or not installed.
+    """
+
+    target: str = "portable"
+    algo: Algo = "mse"
+    samples: int | None = 100
+    batch_size: int = 2
+    weight_algo: WeightAlgo = "abs_max"
+    per_channel: bool = True
+    hist_percent: float = HIST_PERCENT
+    op_types: frozenset[str] | None = None
+    skip: tuple[str, ...] = ()
+    overrides: tuple[tuple[str, Algo], ...] = ()
+    refinements: tuple[Refinement, ...] = ("bias",)
+    reduce_range: bool = False
+    input_shape: tuple[int, ...] | None = None
+    engines: tuple[EngineName, ...] | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("skip", "overrides", "refinements"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, kind in (("op_types", frozenset), ("input_shape", tuple), ("engines", tuple)):
+            value: Iterable[Any] | None = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else kind(value))
+        self._check_words()
+        self._check_numbers()
+        for engine in self.engines or ():
+            require_engine(engine)
+
+    def _check_words(self) -> None:
+        target_named(self.target)
+        _require_known("algo", (self.algo,), ESTIMATORS)
+        _require_known("weight_algo", (self.weight_algo,), get_args(WeightAlgo))
+        _require_known("refinements", self.refinements, REFINEMENTS)
+        for glob, algo in self.overrides:
+            if algo not in ESTIMATORS:
+                raise ConfigError(
+                    f"overrides {glob}={algo}: unknown algorithm{did_you_mean(algo, ESTIMATORS)}",
+                    field="overrides",
+                )
+        if self.op_types is not None:
+            self.rules.require_ops(self.op_types)
+
+    def _check_numbers(self) -> None:
+        if not 0 < self.hist_percent <= 1:
             raise ConfigError(
-                f"overrides {glob}={algo}: unknown algorithm{did_you_mean(algo, ESTIMATORS)}", field="overrides"
+                f"hist_percent {self.hist_percent}: a share of the values, above 0 and up to 1.",
+                field="hist_percent",
             )
+        for name in ("samples", "batch_size", "threads"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} is {value!r}; it must be at least 1.", field=name)
+
+    @property
+    def rules(self) -> Target:
+        """Rules of the engine."""
+        return target_named(self.target)
+
+    @property
+    def selection(self) -> Selection:
+        """What the user keeps float."""
+        return Selection(self.skip, self.op_types)
+
+    @property
+    def levels(self) -> int:
+        """Largest weight code."""
+        return 63 if self.reduce_range else 127
+
+    def asked_engines(self) -> tuple[EngineName, ...]:
+        """Engines to ask: those that were named, else those of the target that are installed."""
+        if self.engines is not None:
+            return self.engines
+        return tuple(engine for engine in installed_engines() if engine in self.rules.engines)
 
 
-def check_overrides(plan: Plan, overrides: Sequence[tuple[str, str]]) -> None:
+def ptq_config(config: PtqConfig | None = None, **options: Any) -> PtqConfig:
+    """Settings with some fields changed.
+
+    Raises:
+        ConfigError: an unknown keyword, or an illegal value.
+    """
+    legal = [entry.name for entry in fields(PtqConfig)]
+    for name in options:
+        if name not in legal:
+            raise ConfigError(f"unknown option {name!r} of ptq{did_you_mean(name, legal)}", field=name)
+    return replace(config or PtqConfig(), **options)
+
+
+def require_overrides_match(plan: Plan, overrides: Sequence[tuple[str, str]]) -> None:
     """Raise ConfigError for a glob that no quantized tensor matches."""
     for glob, algo in overrides:
         if not any(fnmatchcase(tensor, glob) for tensor in plan.groups):
@@ -49,15 +143,7 @@ def check_overrides(plan: Plan, overrides: Sequence[tuple[str, str]]) -> None:
             )
 
 
-def engines_of(target: Target, engines: Sequence[EngineName] | None) -> tuple[EngineName, ...]:
-    """Engines to ask: those that were named, else those of the target that are installed.
-
-    Raises:
-        EngineError: a named engine is unknown or not installed.
-    """
-    if engines is None:
-        present = installed_engines()
-        return tuple(engine for engine in present if engine in target.engines)
-    for engine in engines:
-        require_engine(engine)
-    return tuple(engines)
+def _require_known(field: str, words: Iterable[str], legal: Iterable[str]) -> None:
+    for word in words:
+        if word not in legal:
+            raise ConfigError(f"{field} {word!r} is unknown{did_you_mean(word, legal)}", field=field)

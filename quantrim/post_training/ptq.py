@@ -14,37 +14,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from quantrim.engines import EngineName
 from quantrim.engines.machine import describe_machine
 from quantrim.engines.trial import EngineResult, ask
-from quantrim.errors import DataError, ModelError
+from quantrim.errors import ModelError
 from quantrim.files import require_onnx_output, size_mb
 from quantrim.graph import graph_from_onnx, normalize, prove_equal, read_onnx
 from quantrim.graph.feeds import IMAGENET, ImagePreprocess, calibration_feeds, kept_batches
 from quantrim.graph.load import as_onnx
 from quantrim.graph.ports import Feed, fill_shape, input_ports
-from quantrim.placement import Plan, Selection, place
+from quantrim.placement import Plan, place
 from quantrim.placement.quantized import Quantized
 from quantrim.post_training.calibrate import collect
-from quantrim.post_training.config import check_choices, check_overrides, check_refinements, engines_of
+from quantrim.post_training.config import PtqConfig, ptq_config, require_overrides_match
 from quantrim.post_training.quantize import decide, output_noise, refine, save_quantized
 from quantrim.post_training.refine import REFINEMENTS, Refinement, equalize
 from quantrim.ranges import (
-    Algo,
     Sketch,
-    WeightAlgo,
 )
-from quantrim.ranges.estimators import HIST_PERCENT
-from quantrim.targets import Target, target_named
 
 if TYPE_CHECKING:
     import torch
-
-#: Samples that run through the float model at once. More gains no speed on a CPU, and the first touch of
-#: fresh memory costs more than the arithmetic.
-MICRO_BATCH = 2
-
-Source = "str | Path | torch.nn.Module"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,86 +90,43 @@ def ptq(
     data: Any,
     output: str | Path,
     *,
-    target: str = "portable",
-    algo: Algo = "mse",
-    samples: int | None = 100,
-    batch_size: int = MICRO_BATCH,
-    weight_algo: WeightAlgo = "abs_max",
-    per_channel: bool = True,
-    hist_percent: float = HIST_PERCENT,
-    op_types: Sequence[str] | None = None,
-    skip: Sequence[str] = (),
-    overrides: Sequence[tuple[str, Algo]] = (),
-    refinements: Sequence[Refinement] = ("bias",),
-    reduce_range: bool = False,
+    config: PtqConfig | None = None,
     preprocess: ImagePreprocess | Callable[[Path], np.ndarray] = IMAGENET,
-    input_shape: tuple[int, ...] | None = None,
     example_inputs: Any = None,
-    engines: Sequence[EngineName] | None = None,
-    threads: int = 1,
     on_batch: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> PtqResult:
     """Quantize a model after training and ask the engines what became of it.
 
     Args:
         model: .onnx file, Paddle inference model folder, or nn.Module.
-        data: calibration data (see :func:`quantrim.calibrate.calibration_feeds`).
+        data: calibration data (see :func:`quantrim.graph.feeds.calibration_feeds`).
         output: INT8 .onnx file; its ranges are written to ``NAME.ranges.json`` beside it.
-        target: "portable", "openvino", "onnxruntime" or "tensorrt".
-        algo: range estimator of activations.
-        samples: calibration samples; None for all there are.
-        batch_size: samples a forward pass; results don't depend on it.
-        weight_algo: scales of weights: "abs_max" or "mse".
-        per_channel: one weight scale an output channel, else one a tensor.
-        hist_percent: share of values kept by "hist".
-        op_types: canonical ops to quantize; None for all that the target runs.
-        skip: globs on node names that stay float.
-        overrides: (glob on tensor names, estimator) pairs.
-        refinements: any of "equalize", "adaround", "bias", run in this order; each is kept only where it
-            lowers the error at the outputs. Bias correction is the default: of all options it brings most
-            for its time (benchmarks/ptq_accuracy.py).
-        reduce_range: 7-bit weights (-63..63), exact on CPUs without VNNI.
+        config: settings; or give fields of :class:`PtqConfig` as keywords, such as ``algo="kl"``.
         preprocess: for image files.
-        input_shape: shape of the first input where axes other than the batch are dynamic.
         example_inputs: for an nn.Module: tensors to export it with; the first calibration batch by default.
-        engines: engines to ask; those of the target that are installed by default; () for none.
-        threads: CPU threads of the latency measurement.
         on_batch: progress callback, called with the number of samples calibrated.
+        options: fields of :class:`PtqConfig`; they change ``config``.
 
     Raises:
         ModelError, DataError, ConfigError, EngineError: one line each that says what is wrong.
     """
-    rules = target_named(target)
-    check_refinements(refinements)
-    asked = engines_of(rules, engines)
+    config = ptq_config(config, **options)
+    asked = config.asked_engines()
     require_onnx_output(output, model)
-    check_choices(weight_algo, hist_percent, overrides)
     with tempfile.TemporaryDirectory() as folder:
         path = as_onnx(model, Path(folder), example_inputs, data)
         original = read_onnx(path)
         start = time.perf_counter()
-        feeds, kept = _feeds(original, data, samples, batch_size, preprocess, input_shape)
+        feeds, kept = _feeds(original, data, config, preprocess)
         normalized = normalize(original)
         error = prove_equal(original, normalized, kept[0])
         counted = _Counted(feeds, on_batch)
-        quantized, sketches, refined = quantize(
-            normalized,
-            counted,
-            kept,
-            rules,
-            algo=algo,
-            weight_algo=weight_algo,
-            per_channel=per_channel,
-            hist_percent=hist_percent,
-            selection=Selection(tuple(skip), frozenset(op_types) if op_types else None),
-            overrides=overrides,
-            refinements=refinements,
-            reduce_range=reduce_range,
-        )
-        save_quantized(quantized, rules, output)
+        quantized, sketches, refined = quantize(normalized, counted, kept, config)
+        save_quantized(quantized, config.rules, output)
         seconds = time.perf_counter() - start
         results = tuple(
-            ask(engine, path, Path(output), quantized.graph, quantized.plan.float_nodes, kept, threads)
+            ask(engine, path, Path(output), quantized.graph, quantized.plan.float_nodes, kept, config.threads)
             for engine in asked
         )
         return PtqResult(
@@ -188,8 +134,8 @@ def ptq(
             seconds=seconds,
             samples=counted.samples,
             size_mb={"fp32": size_mb(path), "int8": size_mb(output)},
-            algo=algo,
-            target=rules.name,
+            algo=config.algo,
+            target=config.target,
             refined=refined,
             normalization_error=error,
             engines=results,
@@ -198,19 +144,7 @@ def ptq(
 
 
 def quantize(
-    model: ir.Model,
-    feeds: Iterable[Mapping[str, np.ndarray]],
-    kept: Sequence[Mapping[str, np.ndarray]],
-    target: Target,
-    *,
-    algo: Algo,
-    weight_algo: WeightAlgo = "abs_max",
-    per_channel: bool = True,
-    hist_percent: float = HIST_PERCENT,
-    selection: Selection,
-    overrides: Sequence[tuple[str, Algo]] = (),
-    refinements: Sequence[Refinement] = (),
-    reduce_range: bool = False,
+    model: ir.Model, feeds: Iterable[Feed], kept: Sequence[Feed], config: PtqConfig
 ) -> tuple[Quantized, Mapping[str, Sketch], tuple[str, ...]]:
     """Place, calibrate, choose scales, refine: everything between a normalised model and its file.
 
@@ -218,37 +152,19 @@ def quantize(
         model: normalised float model.
         feeds: calibration batches, used once.
         kept: a few of them, for shapes and refinement.
-        target: rules of the engine.
-        algo: range estimator.
-        weight_algo: scales of weights.
-        per_channel: one weight scale an output channel.
-        hist_percent: share of values kept by "hist".
-        selection: nodes the user keeps float.
-        overrides: (glob on tensor names, estimator) pairs.
-        refinements: corrections to try; each is kept only where it lowers the error at the outputs.
-        reduce_range: 7-bit weights.
+        config: settings; each refinement is kept only where it lowers the error at the outputs.
 
     Returns:
         The decisions, the sketches, and the names of the refinements that were kept.
     """
     graph = graph_from_onnx(model, kept[0])
-    plan = place(graph, target, selection)
+    plan = place(graph, config.rules, config.selection)
     if not plan.weights:
         raise ModelError("no layer of this model can be quantized. " + _why_nothing(plan))
-    check_overrides(plan, overrides)
-    chosen = partial(
-        decide,
-        graph=graph,
-        plan=plan,
-        algo=algo,
-        hist_percent=hist_percent,
-        overrides=overrides,
-        weight_algo=weight_algo,
-        per_channel=per_channel,
-        levels=63 if reduce_range else 127,
-    )
+    require_overrides_match(plan, config.overrides)
+    chosen = partial(decide, graph=graph, plan=plan, config=config)
     kept_refinements: list[str] = []
-    if "equalize" in refinements:
+    if "equalize" in config.refinements:
         equal = equalize(model, graph)
         observed = (collect(one, plan.groups, kept, shapes=graph.shapes) for one in (model, equal))
         plain, evened = (chosen(one, found) for one, found in zip((model, equal), observed, strict=True))
@@ -257,7 +173,7 @@ def quantize(
             kept_refinements.append("equalize")
     sketches = collect(model, plan.groups, feeds, shapes=graph.shapes)
     quantized = chosen(model, sketches)
-    wanted: list[Refinement] = [name for name in REFINEMENTS[1:] if name in refinements]
+    wanted: list[Refinement] = [name for name in REFINEMENTS[1:] if name in config.refinements]
     if wanted:
         refined = refine(quantized, kept, wanted)
         if output_noise(refined, kept) < output_noise(quantized, kept):
@@ -274,24 +190,20 @@ def _why_nothing(plan: Plan) -> str:
 def _feeds(
     model: ir.Model,
     data: Any,
-    samples: int | None,
-    batch_size: int,
+    config: PtqConfig,
     preprocess: ImagePreprocess | Callable[[Path], np.ndarray],
-    shape: tuple[int, ...] | None,
 ) -> tuple[Iterator[Feed], list[Feed]]:
     """All calibration batches, and the first few of them."""
-    if batch_size < 1:
-        raise DataError(f"batch_size is {batch_size}; it must be at least 1.")
     ports = input_ports(model)
-    if shape is not None:
-        fill_shape(ports[0], 1, shape)
+    if config.input_shape is not None:
+        fill_shape(ports[0], 1, config.input_shape)
     source = calibration_feeds(
         data,
         ports,
-        samples=samples,
-        batch_size=min(batch_size, MICRO_BATCH),
+        samples=config.samples,
+        batch_size=config.batch_size,
         preprocess=preprocess,
-        shape=shape,
+        shape=config.input_shape,
     )
     kept = [next(source)]  # raises DataError when there is nothing
     count = kept_batches(kept[0])

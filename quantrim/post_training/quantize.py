@@ -20,10 +20,10 @@ from quantrim.placement import Plan
 from quantrim.placement.qdq import write_qdq
 from quantrim.placement.quantized import Quantized
 from quantrim.post_training.calibrate import scales_of_plan, tensor_ranges
+from quantrim.post_training.config import PtqConfig
 from quantrim.post_training.refine import Refinement, noise, refine_weights
 from quantrim.ranges import (
     ActivationScale,
-    Algo,
     Sketch,
     WeightAlgo,
     quantize_weight,
@@ -31,22 +31,11 @@ from quantrim.ranges import (
     widen_for_bias,
 )
 from quantrim.ranges.codes import WeightCodes
-from quantrim.ranges.estimators import HIST_PERCENT
 from quantrim.targets import Target
 
 
 def decide(
-    model: ir.Model,
-    sketches: Mapping[str, Sketch],
-    *,
-    graph: Graph,
-    plan: Plan,
-    algo: Algo,
-    hist_percent: float = HIST_PERCENT,
-    overrides: Sequence[tuple[str, Algo]] = (),
-    weight_algo: WeightAlgo = "abs_max",
-    per_channel: bool = True,
-    levels: int = 127,
+    model: ir.Model, sketches: Mapping[str, Sketch], *, graph: Graph, plan: Plan, config: PtqConfig
 ) -> Quantized:
     """Choose ranges, scales and codes, before any refinement.
 
@@ -55,16 +44,20 @@ def decide(
         sketches: statistics of at least the tensors of the plan.
         graph: view of the model.
         plan: where quantizers stand.
-        algo: range estimator.
-        hist_percent: share of values kept by "hist".
-        overrides: (glob on tensor names, estimator) pairs.
-        weight_algo: scales of weights.
-        per_channel: one weight scale an output channel.
-        levels: largest weight code.
+        config: how scales are chosen.
     """
-    ranges = tensor_ranges(plan, sketches, algo, hist_percent=hist_percent, overrides=overrides)
+    ranges = tensor_ranges(
+        plan, sketches, config.algo, hist_percent=config.hist_percent, overrides=config.overrides
+    )
     activations = scales_of_plan(plan, ranges)
-    codes = weight_codes(model, plan, activations, algo=weight_algo, per_channel=per_channel, levels=levels)
+    codes = weight_codes(
+        model,
+        plan,
+        activations,
+        algo=config.weight_algo,
+        per_channel=config.per_channel,
+        levels=config.levels,
+    )
     return Quantized(model, graph, plan, ranges, activations, codes)
 
 

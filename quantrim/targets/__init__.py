@@ -17,7 +17,7 @@ def target_named(name: str) -> Target:
         ConfigError: no such target.
     """
     if name not in TARGETS:
-        raise ConfigError(f"unknown target {name!r}{did_you_mean(name, TARGETS)}")
+        raise ConfigError(f"unknown target {name!r}{did_you_mean(name, TARGETS)}", field="target")
     return TARGETS[name]
 
 

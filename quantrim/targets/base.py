@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from quantrim.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,13 @@ class Target:
         """Every op that may run INT8."""
         matmul = frozenset({"matmul"}) if self.int8_matmul else frozenset()
         return self.compute | self.join | self.follow | self.carry | matmul
+
+    def require_ops(self, names: Iterable[str]) -> None:
+        """Raise ConfigError for a canonical op that never runs INT8 here."""
+        for op in names:
+            if op not in self.runs_int8:
+                why = f"target {self.name!r} can't run it in INT8{did_you_mean(op, self.runs_int8)}"
+                raise ConfigError(f"op_types {op!r}: {why}", field="op_types")
 
 
 def ops(names: str) -> frozenset[str]:

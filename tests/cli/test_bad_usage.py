@@ -62,7 +62,7 @@ def data(tmp_path, images) -> Path:
         (["--input-shape", "1,3,9,9"], "has shape ?x3x32x32, not 1x3x9x9"),
         (["--skip", "nothing*"], "matches no node"),
         (["--refine", "bia"], "did you mean 'bias'"),
-        (["--samples", "0"], "at least one"),
+        (["--samples", "0"], "--samples is 0; it must be at least 1"),
         (["--std", "0,1,1"], "above 0"),
     ],
 )
