@@ -15,6 +15,7 @@ from quantrim.engines.verdict import run_of
 from quantrim.errors import ModelError
 from quantrim.graph import Graph, graph_from_onnx
 from quantrim.graph.normalize import run_batches
+from quantrim.graph.ops import PRODUCT_OPS
 from quantrim.graph.ports import Feed
 from quantrim.placement import Plan, Selection, place
 from quantrim.placement.quantized import Quantized
@@ -25,7 +26,6 @@ from quantrim.post_training.refine import Refinement, equalize, noise
 from quantrim.ranges import Algo, Sketch
 from quantrim.targets import Target
 
-_LINEAR = frozenset({"conv", "conv_transpose", "linear", "matmul"})
 _RANKING_BATCHES = 4
 
 
@@ -80,7 +80,7 @@ class Variants:
     def layers(self) -> tuple[str, ...]:
         """Linear layers and matrix products that can run in INT8, in the order of the network."""
         int8 = self.plan.int8_nodes
-        return tuple(node.name for node in self.graph.nodes if node.name in int8 and node.op in _LINEAR)
+        return tuple(node.name for node in self.graph.nodes if node.name in int8 and node.op in PRODUCT_OPS)
 
     def write(self, path: Path, recipe: Variant, float_layers: frozenset[str] = frozenset()) -> Plan:
         """Write a file, and its ranges beside it; returns where its quantizers stand.

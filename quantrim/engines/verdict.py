@@ -11,8 +11,9 @@ import numpy as np
 
 from quantrim.engines import EngineName, LayerRun, Session, open_session
 from quantrim.engines.bench import Latency, interleaved, latency
+from quantrim.graph.ops import LINEAR_OPS
 from quantrim.graph.ports import Feed
-from quantrim.graph.view import LINEAR_OPS, Graph, Node, macs
+from quantrim.graph.view import Graph, Node, macs
 
 #: Engines as people write them.
 NAMES: dict[str, str] = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}

@@ -2,7 +2,8 @@
 
 from quantrim.graph.from_onnx import graph_from_onnx
 from quantrim.graph.normalize import normalize, prove_equal, random_feed, read_onnx, require_finite
-from quantrim.graph.view import LINEAR_OPS, Graph, Node, Weight, macs
+from quantrim.graph.ops import LINEAR_OPS
+from quantrim.graph.view import Graph, Node, Weight, macs
 
 __all__ = [
     "LINEAR_OPS", "Graph", "Node", "Weight", "graph_from_onnx", "macs", "normalize", "prove_equal",

@@ -2,64 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from quantrim.graph.ops import OF_ONNX
 from quantrim.graph.ports import Feed
 from quantrim.graph.session import reference_session, with_outputs
 from quantrim.graph.view import Graph, Node, Weight
-
-#: ONNX op type → canonical op. Conv, Gemm and MatMul are told apart by their constant operands below.
-CANONICAL = {
-    "Add": "add",
-    "ArgMax": "argmax",
-    "AveragePool": "avg_pool",
-    "BatchNormalization": "batch_norm",
-    "Clip": "clip",
-    "Concat": "concat",
-    "Conv": "conv",
-    "ConvTranspose": "conv_transpose",
-    "DepthToSpace": "depth_to_space",
-    "Div": "div",
-    "Dropout": "dropout",
-    "Elu": "elu",
-    "Erf": "erf",
-    "Expand": "expand",
-    "Flatten": "flatten",
-    "Gather": "gather",
-    "Gelu": "gelu",
-    "GlobalAveragePool": "global_avg_pool",
-    "HardSigmoid": "hard_sigmoid",
-    "HardSwish": "hard_swish",
-    "Identity": "identity",
-    "InstanceNormalization": "instance_norm",
-    "LayerNormalization": "layer_norm",
-    "LeakyRelu": "leaky_relu",
-    "MaxPool": "max_pool",
-    "Mish": "mish",
-    "Mul": "mul",
-    "PRelu": "prelu",
-    "Pad": "pad",
-    "ReduceMean": "mean",
-    "Relu": "relu",
-    "Reshape": "reshape",
-    "Resize": "resize",
-    "Sigmoid": "sigmoid",
-    "Slice": "slice",
-    "Softmax": "softmax",
-    "Softplus": "softplus",
-    "SpaceToDepth": "space_to_depth",
-    "Split": "split",
-    "Squeeze": "squeeze",
-    "Sub": "sub",
-    "Tanh": "tanh",
-    "Tile": "tile",
-    "Transpose": "transpose",
-    "Unsqueeze": "unsqueeze",
-}
 
 
 def graph_from_onnx(model: ir.Model, feed: Feed) -> Graph:
@@ -121,7 +73,7 @@ def _shape_name(name: str) -> str:
 
 def _node(node: ir.Node, constants: Collection[str | None]) -> Node:
     operands = [None if value is None else str(value.name) for value in node.inputs]
-    op = CANONICAL.get(node.op_type, "other") if node.domain in ("", "ai.onnx") else "other"
+    op = OF_ONNX.get(node.op_type, "other") if node.domain in ("", "ai.onnx") else "other"
     weight, bias = None, None
     if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         op, weight, bias = _linear_operands(node, op, operands, constants)
@@ -219,8 +171,3 @@ def constant(model: ir.Model, name: str) -> np.ndarray:
     tensor = model.graph.initializers[name].const_value
     assert tensor is not None, name
     return tensor.numpy()
-
-
-def constants_of(model: ir.Model, names: Mapping[str, Any] | Sequence[str]) -> dict[str, np.ndarray]:
-    """Values of several initializers by name."""
-    return {name: constant(model, name) for name in names}

@@ -11,19 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-#: Ops that multiply an activation with a constant weight.
-LINEAR_OPS = frozenset({"conv", "conv_transpose", "linear"})
-#: Element-wise functions of one tensor that engines compute inside the linear op before them.
-ACTIVATION_OPS = frozenset(
-    {"relu", "clip", "leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish", "swish", "gelu", "tanh",
-     "elu", "prelu", "mish", "softplus", "erf"}
-)  # fmt: skip
-#: Ops that move values without changing them: what comes out was there before.
-MOVEMENT_OPS = frozenset(
-    {"reshape", "transpose", "flatten", "squeeze", "unsqueeze", "slice", "split", "gather", "expand",
-     "tile", "depth_to_space", "space_to_depth", "max_pool", "identity", "dropout", "pad"}
-)  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class Weight:

@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from quantrim.errors import ConfigError, did_you_mean
-from quantrim.graph.view import LINEAR_OPS, MOVEMENT_OPS, Graph, Node
+from quantrim.graph.ops import EXACT_OPS, LINEAR_OPS, PRODUCT_OPS
+from quantrim.graph.view import Graph, Node
 from quantrim.placement.plan import Plan, WeightQuantization
 from quantrim.targets.base import Target
 
@@ -218,14 +219,14 @@ def _on_grid(target: Target, int8: list[Node], tensors: set[str]) -> set[str]:
     """Tensors whose values are codes of the same scale already, for they were only moved."""
     grid: set[str] = set()
     for node in int8:
-        moves = node.op in target.carry and node.op in MOVEMENT_OPS
+        moves = node.op in target.carry and node.op in EXACT_OPS
         if (moves or node.op in target.shared_scale) and tensors.issuperset(node.inputs):
             grid.update(node.outputs)
     return grid
 
 
 def _is_seed(node: Node) -> bool:
-    return node.op in LINEAR_OPS or node.op == "matmul"
+    return node.op in PRODUCT_OPS
 
 
 def _fused_residual_reads(graph: Graph, int8: list[Node]) -> set[tuple[str, str]]:

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from quantrim.errors import ModelError
+from quantrim.graph.ops import PRODUCT_OPS
 from quantrim.modules import in_mode
 from quantrim.qat.config import QATConfig, fresh
 from quantrim.qat.plan import CallSite, QuantizationPlan, Read, WeightUse, Write
@@ -30,7 +31,7 @@ from quantrim.qat.quantizers.activations import activation_quantizer
 from quantrim.qat.quantizers.bias import BiasRounding, finer_factor, replaced
 from quantrim.qat.quantizers.weights import weight_preprocess, weight_quantizer
 from quantrim.qat.tracing.attention import multi_head_attention
-from quantrim.qat.tracing.functions import WEIGHTED_OPS, Function, canonical
+from quantrim.qat.tracing.functions import Function, canonical
 from quantrim.qat.tracing.scope import Scope
 from quantrim.targets import Target
 
@@ -210,7 +211,7 @@ class Interceptor(TorchFunctionMode):
         name = self.scope.site(op)
         site = self.sites.get(name)
         if site is None:
-            if op in WEIGHTED_OPS and name not in self.seen:
+            if op in PRODUCT_OPS and name not in self.seen:
                 raise ModelError(self._unseen(name, op))
             return function(*args, **kwargs)
         return run_site(site, self.visitor, function, args, dict(kwargs))

@@ -9,27 +9,14 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from quantrim.errors import ConfigError, ModelError, did_you_mean
-from quantrim.graph.view import LINEAR_OPS, Graph, Node
+from quantrim.graph.ops import EXACT_OPS, PRODUCT_OPS, having
+from quantrim.graph.view import Graph, Node
 from quantrim.placement import Plan, Selection, place
 from quantrim.qat.config import EXPORTED_BITS, QATConfig
 from quantrim.qat.quantizers.activations import Codes
 from quantrim.qat.signs import group_codes, sign_facts
-from quantrim.qat.tracing.functions import EXACT_OPS, WEIGHTED_OPS
 from quantrim.qat.tracing.trace import ArgumentPath, Trace, TracedCall
 from quantrim.targets import Target
-
-#: Ops whose gradients don't need their results.
-RESULT_UNUSED_IN_BACKWARD = frozenset(
-    {"conv", "conv_transpose", "linear", "batch_norm", "add", "concat", "avg_pool"}
-)
-#: Ops whose result is where their inputs are: a little below zero when those are.
-_SAME_SIDE = EXACT_OPS | {"add", "mul", "concat", "avg_pool", "global_avg_pool", "mean", "resize", "pad"}
-#: Other ops that are smooth, or at least defined, around every value that a clip can leave.
-_DEFINED = LINEAR_OPS | {
-    "matmul", "batch_norm", "layer_norm", "relu", "clip", "leaky_relu", "prelu", "elu", "gelu", "sigmoid",
-    "tanh", "hard_sigmoid", "hard_swish", "swish", "mish", "softplus", "softmax", "sub",
-    "scaled_dot_product_attention",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +198,7 @@ def plan_module(
         members=members.count,
         weights={use.key: use for use in uses},
         seen=frozenset(
-            name for run in (*traces, *training) for name, call in run.calls.items() if call.op in WEIGHTED_OPS
+            name for run in (*traces, *training) for name, call in run.calls.items() if call.op in PRODUCT_OPS
         ),
         frames=frames,
         plan=plans[0],
@@ -367,8 +354,8 @@ def exposed_tensors(graph: Graph) -> frozenset[str]:
     """
     exposed = set(graph.outputs)
     for node in reversed(graph.nodes):
-        kept = node.op in _SAME_SIDE and exposed.isdisjoint(node.outputs)
-        exposed.update(() if kept or node.op in _DEFINED else node.inputs)
+        kept = node.op in having("near") and exposed.isdisjoint(node.outputs)
+        exposed.update(() if kept or node.op in having("smooth") else node.inputs)
     return frozenset(exposed)
 
 
@@ -427,8 +414,8 @@ def _may_reuse(run: Trace, tensor: str, codes: Codes) -> bool:
         if source not in run.maker or source in run.overwritten or source in run.graph.outputs:
             return False
         alone = len(run.graph.consumers.get(source, ())) == 1
-        return alone and run.calls[run.maker[source]].op in RESULT_UNUSED_IN_BACKWARD
-    return call.op in RESULT_UNUSED_IN_BACKWARD
+        return alone and run.calls[run.maker[source]].op in having("result_unused")
+    return call.op in having("result_unused")
 
 
 def _is_relu(call: TracedCall, writes: Iterable[Write], codes: Mapping[str, Codes]) -> bool:

@@ -5,25 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from quantrim.graph.ops import having
 from quantrim.graph.view import Graph, Node
 from quantrim.qat.config import QATConfig
 from quantrim.qat.quantizers.activations import Codes, codes_for
-from quantrim.qat.tracing.functions import EXACT_OPS
-
-#: Ops whose result is never negative, whatever they read.
-_NON_NEGATIVE = frozenset({"relu", "sigmoid", "hard_sigmoid", "softmax"})
-#: Ops whose result is never negative if nothing they read is.
-_SIGN_KEEPING = EXACT_OPS | {
-    "add",
-    "concat",
-    "mul",
-    "avg_pool",
-    "global_avg_pool",
-    "resize",
-    "pad",
-    "relu",
-    "clip",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +37,17 @@ def sign_facts(graph: Graph) -> dict[str, Sign]:
 def _sign(node: Node, sources: Sequence[Sign]) -> Sign:
     inherited = bool(sources) and all(fact.non_negative for fact in sources)
     cap = None
-    if node.op in EXACT_OPS | {"concat", "avg_pool", "global_avg_pool", "relu"}:
+    if node.op in having("bounded"):
         caps = [fact.cap for fact in sources]
         cap = None if None in caps or not caps else max(c for c in caps if c is not None)
     if node.op == "clip":
         low, high = node.attributes.get("low"), node.attributes.get("high")
         return Sign((low is not None and low >= 0) or inherited, high)
-    if node.op in _NON_NEGATIVE:
+    if node.op in having("non_negative"):
         return Sign(True, 1.0 if node.op != "relu" else cap)
     constant = node.attributes.get("constant_operand", False)
     bicubic = node.attributes.get("mode") == "bicubic"  # overshoots
-    keeps = node.op in _SIGN_KEEPING and not constant and not bicubic
+    keeps = node.op in having("keeps_sign") and not constant and not bicubic
     return Sign(keeps and inherited, cap if keeps and inherited else None)
 
 

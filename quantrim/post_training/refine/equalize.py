@@ -14,10 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from quantrim.graph.from_onnx import constant
+from quantrim.graph.ops import having
 from quantrim.graph.view import Graph, Node
 
 _ROUNDS = 8
-_HOMOGENEOUS = frozenset({"relu", "leaky_relu"})
 _LARGEST_FACTOR = 1e4
 
 
@@ -49,7 +49,7 @@ def _pairs(graph: Graph) -> Iterator[tuple[Node, Node]]:
         if node.op != "conv" or node.weight is None or users[node.weight.name] > 1:
             continue
         reader = graph.sole_consumer(node.output)
-        if reader is not None and reader.op in _HOMOGENEOUS and len(reader.inputs) == 1:
+        if reader is not None and reader.op in having("homogeneous") and len(reader.inputs) == 1:
             reader = graph.sole_consumer(reader.output)
         if reader is not None and _scalable(reader) and users[reader.weight.name] == 1:  # type: ignore[union-attr]
             yield node, reader

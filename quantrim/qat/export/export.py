@@ -22,8 +22,8 @@ from typing_extensions import override
 from quantrim.errors import ModelError
 from quantrim.files import size_mb
 from quantrim.graph import normalize
-from quantrim.graph.from_onnx import CANONICAL
 from quantrim.graph.from_torch import numbered
+from quantrim.graph.ops import OF_ONNX
 from quantrim.graph.session import save_model
 from quantrim.placement import Plan, WeightQuantization
 from quantrim.placement.qdq import write_qdq
@@ -274,7 +274,7 @@ def _plan(live: LiveModule, model: ir.Model, found: Marks) -> Plan:
             name, str(constant.name), 0, str(bias.name) if bias else None, source
         )
     runs = live.target.runs_int8
-    readers = {name for name, _ in found.reads if CANONICAL.get(nodes[name].op_type) in runs}
+    readers = {name for name, _ in found.reads if OF_ONNX.get(nodes[name].op_type) in runs}
     return Plan(
         target=live.target.name,
         activation=live.target.activation,

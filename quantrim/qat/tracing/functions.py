@@ -9,64 +9,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from quantrim.graph.ops import OF_TORCH
+
 Function = Callable[..., Any]
 
-#: Ops that hand on the tensor they were given, as far as quantization is concerned.
-ALIAS_OPS = frozenset({"alias"})
-#: Movement ops whose output holds only values of their input: what was on the grid stays on it.
-EXACT_OPS = frozenset(
-    {"max_pool", "reshape", "flatten", "squeeze", "unsqueeze", "transpose", "split", "slice", "identity",
-     "depth_to_space", "space_to_depth", "gather", "expand"}
-)  # fmt: skip
-#: Ops whose second argument is a weight.
-WEIGHTED_OPS = frozenset({"conv", "conv_transpose", "linear", "matmul"})
-
-#: Bare function name → canonical op. Leading and trailing underscores are dropped before looking up, so
-#: ``relu``, ``relu_`` and ``Tensor.relu`` share an entry, as do ``add`` and ``__add__``.
-_NAMES = {
-    "conv": "conv1d conv2d conv3d",
-    "conv_transpose": "conv_transpose1d conv_transpose2d conv_transpose3d",
-    "linear": "linear",
-    "matmul": "matmul mm bmm rmatmul",
-    "batch_norm": "batch_norm",
-    "layer_norm": "layer_norm",
-    "relu": "relu",
-    "clip": "relu6 hardtanh clamp clip clamp_min clamp_max",
-    "leaky_relu": "leaky_relu",
-    "sigmoid": "sigmoid",
-    "hard_sigmoid": "hardsigmoid",
-    "hard_swish": "hardswish",
-    "swish": "silu",
-    "gelu": "gelu",
-    "tanh": "tanh",
-    "elu": "elu",
-    "prelu": "prelu",
-    "mish": "mish",
-    "softplus": "softplus",
-    "softmax": "softmax",
-    "add": "add iadd radd",
-    "sub": "sub isub rsub subtract",
-    "mul": "mul imul rmul multiply",
-    "div": "div idiv itruediv truediv rtruediv divide true_divide",
-    "concat": "cat concat concatenate",
-    "avg_pool": "avg_pool1d avg_pool2d avg_pool3d",
-    "mean": "mean",
-    "reshape": "reshape view unflatten",
-    "flatten": "flatten",
-    "squeeze": "squeeze",
-    "unsqueeze": "unsqueeze",
-    "transpose": "transpose permute swapaxes movedim t moveaxis channel_shuffle",
-    "split": "split chunk",
-    "slice": "getitem narrow select",
-    "expand": "expand",
-    "resize": "interpolate upsample",
-    "depth_to_space": "pixel_shuffle",
-    "space_to_depth": "pixel_unshuffle",
-    "pad": "pad",
-    "alias": "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout contiguous clone detach to "
-    "float identity",
-}
-_CANONICAL = {name: op for op, names in _NAMES.items() for name in names.split()}
 #: Functions made by torch's boolean_dispatch are all called "fn", so they are known by identity.
 _DISPATCHED = {F.max_pool1d: "max_pool", F.max_pool2d: "max_pool", F.max_pool3d: "max_pool"}
 
@@ -85,7 +31,7 @@ def canonical(function: Function) -> str | None:
     if name in ("__get__", "__set__"):
         return None
     bare = name.strip("_")
-    return _CANONICAL.get(bare, bare)
+    return OF_TORCH.get(bare, bare)
 
 
 def refined(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> str:

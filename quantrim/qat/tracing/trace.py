@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from quantrim.graph.view import LINEAR_OPS, Graph, Node, Weight
+from quantrim.graph.ops import LINEAR_OPS, PRODUCT_OPS
+from quantrim.graph.view import Graph, Node, Weight
 from quantrim.qat.tracing.attention import multi_head_attention
-from quantrim.qat.tracing.functions import ALIAS_OPS, WEIGHTED_OPS, Function, canonical, clip_bounds, refined
+from quantrim.qat.tracing.functions import Function, canonical, clip_bounds, refined
 from quantrim.qat.tracing.scope import Scope
 
 #: Way to an argument: (2,) is the third positional one, (0, 1) the second of a list in the first place,
@@ -166,7 +167,7 @@ class Tracer(TorchFunctionMode):
         if op is None:  # x.T, x.data: attributes that are tensors
             return self._attribute(function, inputs, output)
         assert site is not None
-        if op in ALIAS_OPS and isinstance(output, Tensor):
+        if op == "alias" and isinstance(output, Tensor):
             if kwargs.get("inplace"):
                 self.consumed[inputs[0][1]] = ""
             self._name(output, inputs[0][1])
@@ -208,7 +209,7 @@ class Tracer(TorchFunctionMode):
         names = tuple(site if i == 0 else f"{site}#{i}" for i in range(len(made)))
         op = refined(op, args, kwargs, output)
         call = TracedCall(site, op, getattr(function, "__name__", op), self.scope.path, inputs, names)
-        if op in WEIGHTED_OPS:
+        if op in PRODUCT_OPS:
             call = self._with_weight(call, args, kwargs)
         elif op == "batch_norm":
             call = replace(call, inputs=inputs[:1])
