@@ -16,15 +16,14 @@ from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from quantrim.errors import DataError
 from quantrim.files import absence
 from quantrim.graph.ports import Feed, Port, spell
+from quantrim.images import ImageError, read_image, require_size
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
-#: What Pillow raises for files that are no pictures, cut off, or absurdly large.
-_UNDECODABLE = (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError)
 _WORKERS = 4
 #: Decoded samples that wait for the model at most.
 _AHEAD = 32
@@ -51,12 +50,13 @@ class ImagePreprocess:
         Raises:
             DataError: the file can't be decoded.
         """
+        decoded = read_image(path, channels)
+        picture = Image.fromarray(decoded[:, :, 0] if channels == 1 else decoded)
         try:
-            with Image.open(path) as opened:
-                picture = _eight_bits(opened).convert("L" if channels == 1 else "RGB")
-        except _UNDECODABLE as error:
-            raise DataError(f"{path}: can't be decoded as an image ({error}). Remove or replace it.") from error
-        pixels = np.asarray(self._fitted(picture, height, width), np.float32).reshape(height, width, channels)
+            fitted = self._fitted(picture, height, width)
+        except ImageError as error:
+            raise ImageError(error.fault, f"{path}: {error}") from error
+        pixels = np.asarray(fitted, np.float32).reshape(height, width, channels)
         mean, std = (np.asarray(v[:channels], np.float32) for v in (self.mean, self.std))
         return np.ascontiguousarray(((pixels / 255 - mean) / std).transpose(2, 0, 1))
 
@@ -65,16 +65,10 @@ class ImagePreprocess:
             return picture.resize((width, height), Image.Resampling.BILINEAR)
         ratio = max(width / picture.width, height / picture.height) * 256 / 224
         size = (max(width, round(picture.width * ratio)), max(height, round(picture.height * ratio)))
+        require_size(*size)
         picture = picture.resize(size, Image.Resampling.BILINEAR)
         left, top = (size[0] - width) // 2, (size[1] - height) // 2
         return picture.crop((left, top, left + width, top + height))
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """A 16-bit grey picture scaled to 8 bits; Pillow alone would clip it to white."""
-    if not picture.mode.startswith("I"):
-        return picture
-    return Image.fromarray((np.clip(np.asarray(picture), 0, 65535) / 257).round().astype(np.uint8))
 
 
 IMAGENET = ImagePreprocess()
@@ -176,7 +170,8 @@ def image_files(path: Path) -> list[Path]:
         DataError: the path is missing, the folder holds no image, or a listed file does not exist.
     """
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        named = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(p for p in named if p.is_file())  # a pipe or device is no image, whatever its name
         if not files:
             raise DataError(
                 f"{path}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})."

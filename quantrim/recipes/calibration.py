@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from quantrim.images import read_image
 from quantrim.recipes.runs import load_transforms
 from quantrim.vision.config import Config
 from quantrim.vision.data.build import build_data
-from quantrim.vision.data.datasets import read_image
 
 
 def calibration_pairs(config: Config, samples: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -14,8 +14,9 @@ import numpy as np
 
 from quantrim.errors import ConfigError, ModelError
 from quantrim.graph.feeds import image_files
+from quantrim.images import read_image
 from quantrim.recipes.runs import Deployment, overlaid, ranked
-from quantrim.vision.data.datasets import VisionData, read_image
+from quantrim.vision.data.datasets import VisionData
 from quantrim.vision.data.sample import Sample, apply
 from quantrim.vision.evaluate import classes_of
 from quantrim.vision.views import Predict

@@ -18,10 +18,11 @@ from quantrim.errors import ConfigError
 from quantrim.files import atomic_path, require_onnx_output, write_text
 from quantrim.graph.feeds import image_files
 from quantrim.graph.from_torch import export_onnx
+from quantrim.images import read_image
 from quantrim.pruning.plan import load_trained
 from quantrim.vision.config import Config, build_loss, build_model, build_optimizer, export_transforms
 from quantrim.vision.data.build import build_data
-from quantrim.vision.data.datasets import VisionData, read_image
+from quantrim.vision.data.datasets import VisionData
 from quantrim.vision.data.sample import Sample, Transform, apply
 from quantrim.vision.data.transforms import transform_named
 from quantrim.vision.evaluate import classes_of, evaluate, torch_predictor

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from quantrim.errors import ConfigError, DataError
+from quantrim.images import read_image
 from quantrim.vision.config import load_config
 from quantrim.vision.data.binary import evaluate_binary, read_binary, write_binary
 from quantrim.vision.data.cifar import cifar10
 from quantrim.vision.data.color import Normalize
-from quantrim.vision.data.datasets import Arrays, VisionData, listed_labels, listed_masks, read_image
+from quantrim.vision.data.datasets import Arrays, VisionData, listed_labels, listed_masks
 from quantrim.vision.data.geometry import (
     Padding,
     RandomHorizontalFlip,

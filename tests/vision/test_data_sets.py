@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from quantrim.errors import ConfigError, DataError
+from quantrim.images import read_image
 from quantrim.vision.config import load_config
 from quantrim.vision.data.build import build_data
 from quantrim.vision.data.cifar import cifar10
-from quantrim.vision.data.datasets import Kept, read_image, read_mask
+from quantrim.vision.data.datasets import Kept, read_mask
 from quantrim.vision.data.folders import cityscapes, class_folders, pascal_voc
 from quantrim.vision.data.geometry import Resize, ResizeByLong, ResizeByShort
 from quantrim.vision.data.sample import Sample

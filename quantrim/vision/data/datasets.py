@@ -8,16 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from quantrim.errors import DataError
+from quantrim.images import read_image, read_labels
 from quantrim.vision.data.sample import Sample, Step, Transform, apply
 
 Task = Literal["segmentation", "classification"]
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 class Source(Protocol):
@@ -100,45 +99,20 @@ def _origin(source: Source, index: int) -> str:
     return str(source.rows[index][0]) if isinstance(source, LabelFiles) else f"sample {index}"
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """RGB uint8 (H, W, 3); 16-bit pictures are scaled to 8 bits, an alpha channel is dropped.
-
-    Raises:
-        DataError: the file is missing, can't be decoded, or is cut off.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}).") from error
-    if data.startswith(_JPEG_START) and _JPEG_END not in data:  # OpenCV would fill the rest with grey
-        raise DataError(f"{path}: the JPEG file is cut off. Remove or replace it.")
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    if pixels is None:
-        raise DataError(f"{path}: can't be decoded as an image. Remove or replace it.")
-    return pixels[:, :, ::-1]
-
-
 def read_mask(path: str | Path) -> np.ndarray:
     """Label picture uint8 (H, W); palette pictures give their indices, not their colours.
 
     Raises:
         DataError: the file can't be decoded, or shows colours instead of class numbers.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            labels, transparent = np.asarray(image), image.mode.endswith("A")
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"{path}: can't be decoded as a mask ({error}).") from error
+    labels = read_labels(path)
     if labels.ndim == 2:
         return labels
-    channels = labels[:, :, :-1] if transparent else labels
-    if (channels != channels[:, :, :1]).any():
+    if (labels != labels[:, :, :1]).any():
         raise DataError(
             f"{path}: a mask in colours. Save class numbers, as a grey or a palette picture (mode L or P)."
         )
-    return channels[:, :, 0]
+    return labels[:, :, 0]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 from pydantic import Field
 
+from quantrim.images import require_size
+
 _Side = Annotated[int, Field(ge=1)]
 Size = tuple[_Side, _Side]
 
@@ -49,6 +51,7 @@ Transform = Callable[[Sample, np.random.Generator], Sample]
 def resized(sample: Sample, width: int, height: int) -> Sample:
     """The sample at another size, of one pixel at least: a line of a picture may shrink to nothing."""
     width, height = max(1, width), max(1, height)
+    require_size(width, height)
     before = Step("resize", *sample.image.shape[:2])
     image = cv2.resize(sample.image, (width, height), interpolation=cv2.INTER_LINEAR)
     mask = sample.mask
@@ -61,6 +64,7 @@ def padded(sample: Sample, width: int, height: int, value: Sequence[float], labe
     """Pad on the right and below up to the size; nothing is cut."""
     rows, columns = sample.image.shape[:2]
     down, right = max(0, height - rows), max(0, width - columns)
+    require_size(columns + right, rows + down)
     image = cv2.copyMakeBorder(sample.image, 0, down, 0, right, cv2.BORDER_CONSTANT, value=list(value))
     mask = sample.mask
     if mask is not None:
