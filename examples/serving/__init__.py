@@ -1,1 +1,1 @@
-"""An HTTP service around a model that quantrim exported: OpenVINO, micro-batches, one line for every error."""
+"""Load and soak tests of ``quantrim serve``."""

@@ -24,6 +24,7 @@ import httpx
 import numpy as np
 import typer
 from PIL import Image, ImageFilter
+from prometheus_client.parser import text_string_to_metric_families
 
 from quantrim.engines.machine import describe_machine
 from quantrim.errors import EngineError
@@ -63,7 +64,8 @@ def running_service(model: Path, options: list[str]) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "examples.serving", str(model), "--port", str(port), *options]
+    quiet = ("--log-level", "warning")
+    command = [sys.executable, "-m", "quantrim", "serve", str(model), "--port", str(port), *quiet, *options]
     process = subprocess.Popen(command)
     try:
         url = f"http://127.0.0.1:{port}"
@@ -80,7 +82,7 @@ def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None:
             raise EngineError(f"the service stopped with code {process.returncode}; its error stands above.")
         try:
-            if httpx.get(f"{url}/health").status_code == 200:
+            if httpx.get(f"{url}/readyz").status_code == 200:
                 return
         except httpx.ConnectError:
             time.sleep(0.1)
@@ -134,8 +136,13 @@ def level(url: str, picture: bytes, clients: int, seconds: float, batching: bool
 
 
 def _batches(url: str) -> dict[int, int]:
-    found: dict[str, int] = httpx.get(f"{url}/metrics").json()["batches"]
-    return {int(size): count for size, count in found.items()}
+    """Batches by size, from the cumulative buckets of Prometheus's histogram."""
+    families = text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+    buckets = [s for family in families for s in family.samples if s.name == "quantrim_batch_images_bucket"]
+    found: dict[int, int] = {}
+    for sample in buckets[:-1]:  # the last one is "+Inf"
+        found[int(float(sample.labels["le"]))] = int(sample.value) - sum(found.values())
+    return found
 
 
 def table(rows: list[Load]) -> str:

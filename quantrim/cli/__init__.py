@@ -24,6 +24,7 @@ from quantrim.cli import (
     qat,
     quant,
     report,
+    serve,
     train,
 )
 from quantrim.errors import QuantrimError
@@ -58,6 +59,7 @@ app.command("compress")(compress.compress)
 app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
 app.command("report")(report.report)
+app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 
 

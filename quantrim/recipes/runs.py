@@ -26,22 +26,9 @@ from quantrim.vision.data.datasets import VisionData
 from quantrim.vision.data.sample import Sample, Transform, apply
 from quantrim.vision.data.transforms import transform_named
 from quantrim.vision.evaluate import classes_of, evaluate, torch_predictor
+from quantrim.vision.palette import PALETTE
 from quantrim.vision.train import TrainResult, TrainSettings, train
 from quantrim.vision.views import Predict, views_of
-
-
-def _palette() -> np.ndarray:
-    """uint8 (256, 3): black, seven colours that stand out on photographs, then PASCAL VOC's colour map."""
-    numbers = np.arange(256)
-    bits = [[numbers >> (3 * level + channel) & 1 for level in range(3)] for channel in range(3)]
-    voc = np.array([sum(bit << (7 - level) for level, bit in enumerate(each)) for each in bits], np.uint8).T
-    first = [[0, 0, 0], [0, 200, 90], [220, 60, 40], [40, 90, 220], [240, 190, 20], [160, 60, 200],
-             [60, 200, 220], [240, 120, 160]]  # fmt: skip
-    return np.concatenate([np.array(first, np.uint8), voc[len(first) :]])
-
-
-#: Colour of each class.
-PALETTE = _palette()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import nn
 
 import quantrim
-from examples.serving.__main__ import main as serve
 from examples.serving.load_test import main as load_test
 from quantrim.cli import app
 from quantrim.post_training import ptq
@@ -76,7 +75,7 @@ def checked(words: list[str], command: click.Command) -> None:
 
 def test_the_commands_of_the_page_exist_with_their_options():
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    modules = {"examples.serving": serve, "examples.serving.load_test": load_test}
+    modules = {"examples.serving.load_test": load_test}
     seen = 0
     for command in COMMANDS:
         words = shlex.split(command)

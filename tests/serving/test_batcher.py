@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from examples.serving.batcher import MicroBatcher, Overloaded
+from quantrim.serving.batcher import MicroBatcher
+from quantrim.serving.limits import Refusal
 
 
 def double_sum(images: np.ndarray) -> np.ndarray:
@@ -85,12 +86,12 @@ def test_a_full_waiting_room_and_a_stopped_service_refuse():
     while batcher.waiting:
         time.sleep(0.001)
     others = [batcher.submit(image) for _ in range(2)]
-    with pytest.raises(Overloaded, match="2 pictures wait already"):
+    with pytest.raises(Refusal, match="2 images wait already"):
         batcher.submit(image)
     stuck.set()
     batcher.close()  # answers those who wait
     assert all(answer.done() for answer in (first, *others))
-    with pytest.raises(Overloaded, match="stopping"):
+    with pytest.raises(Refusal, match="stopping"):
         batcher.submit(image)
 
 

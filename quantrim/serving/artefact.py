@@ -13,15 +13,17 @@ import yaml
 
 from quantrim.engines.openvino import OpenVinoSession
 from quantrim.errors import ConfigError
+from quantrim.images import ImageError
+from quantrim.serving.limits import Refusal
+from quantrim.vision.data.color import Normalize, RandomBlur, RandomDistort, RandomNoise
 from quantrim.vision.data.geometry import Resize
 from quantrim.vision.data.sample import Sample, Transform, apply
 from quantrim.vision.data.transforms import transform_named
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
-
-class UnfitPicture(Exception):  # noqa: N818 - the picture's fault, not the service's
-    """A picture whose prepared size the model doesn't take."""
+#: Transforms that leave the size of an image alone.
+_SIZE_KEEPING = (Normalize, RandomBlur, RandomNoise, RandomDistort)
 
 
 @dataclass(frozen=True)
@@ -46,29 +48,62 @@ class Artefact:
 
     @property
     def channels(self) -> int:
-        """3 for models of RGB pictures, 1 for grey ones."""
+        """3 for models of RGB images, 1 for grey ones."""
         return self.session.inputs[0].shape[1] or 3
 
     def name_of(self, index: int) -> str:
         """Name of a class, or its number."""
         return self.classes[index] if index < len(self.classes) else str(index)
 
-    def prepare(self, pixels: np.ndarray) -> Sample:
-        """Preprocessing of a picture, uint8 (H, W, channels).
+    def require_header(self, size: tuple[int, int], answer_bytes: int) -> None:
+        """Refuse an image by its header, before it is decoded.
+
+        Args:
+            size: (width, height) as stored; an EXIF tag may turn it.
+            answer_bytes: memory that the scores may take once they are scaled to the image's size.
 
         Raises:
-            UnfitPicture: the model's size is fixed and the transforms don't lead to it.
+            Refusal: 400, no transform brings it to the model's fixed size; 413, its scores are too large.
         """
-        sample = apply(self.transforms, Sample(pixels.astype(np.float32)), np.random.default_rng(0))
-        wanted = self.session.inputs[0].shape[2:]
-        got = sample.image.shape[:2]
-        if any(size not in (None, side) for size, side in zip(wanted, got, strict=True)):
-            height, width = pixels.shape[:2]
-            raise UnfitPicture(
-                f"the picture is {width}x{height} and {got[1]}x{got[0]} after preprocessing, the model takes "
-                f"{wanted[1]}x{wanted[0]}. Send that size, or start the service with --resize."
+        width, height = size
+        classes = (*self.session.outputs[0].shape, 1, 1)[1] or len(self.classes)
+        if self.task == "segmentation" and 4 * width * height * classes > answer_bytes:
+            raise Refusal(
+                413,
+                f"the image is {width}x{height}; its {classes} classes a pixel are too many. Make it smaller.",
             )
+        if all(isinstance(transform, _SIZE_KEEPING) for transform in self.transforms) and not (
+            self._takes(height, width) or self._takes(width, height)
+        ):
+            raise self._unfit((width, height), (width, height))
+
+    def prepare(self, pixels: np.ndarray) -> Sample:
+        """Preprocessing of an image, uint8 (H, W, channels).
+
+        Raises:
+            Refusal: 400, the transforms don't lead to the model's fixed size; 413, they lead to gigabytes.
+        """
+        height, width = pixels.shape[:2]
+        try:
+            sample = apply(self.transforms, Sample(pixels.astype(np.float32)), np.random.default_rng(0))
+        except ImageError as error:
+            raise Refusal(413, str(error)) from error
+        got = sample.image.shape[:2]
+        if not self._takes(*got):
+            raise self._unfit((width, height), (got[1], got[0]))
         return sample
+
+    def _takes(self, height: int, width: int) -> bool:
+        wanted = self.session.inputs[0].shape[2:]
+        return all(size in (None, side) for size, side in zip(wanted, (height, width), strict=True))
+
+    def _unfit(self, size: tuple[int, int], prepared: tuple[int, int]) -> Refusal:
+        height, width = self.session.inputs[0].shape[2:]
+        return Refusal(
+            400,
+            f"the image is {size[0]}x{size[1]} and {prepared[0]}x{prepared[1]} after preprocessing, the model "
+            f"takes {width or 'any'}x{height or 'any'}. Send that size, or have the service resize.",
+        )
 
     def predictors(self, count: int) -> list[Predict]:
         """Functions images → scores, each with an inference request of its own, to be run in parallel."""
@@ -115,7 +150,7 @@ def load_artefact(
         deploy: its deploy.yaml; the one beside it when None.
         threads: CPU threads; None for all cores.
         streams: batches that run in parallel.
-        resize: stretch prepared pictures to the model's size where that is fixed.
+        resize: stretch prepared images to the model's size where that is fixed.
 
     Raises:
         ConfigError: deploy.yaml is missing or says too little, or the model takes no single image input.

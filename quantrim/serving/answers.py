@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from examples.serving.artefact import Artefact
-from quantrim.recipes.runs import PALETTE
+from quantrim.serving.artefact import Artefact
 from quantrim.vision.data.sample import Sample
 from quantrim.vision.evaluate import classes_of
+from quantrim.vision.palette import PALETTE
 
 
 def top_classes(artefact: Artefact, scores: np.ndarray, count: int = 5) -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def pixel_classes(scores: np.ndarray, sample: Sample) -> np.ndarray:
-    """Class of each pixel of the picture that was sent, int64 (H, W)."""
+    """Class of each pixel of the image that was sent, int64 (H, W)."""
     return classes_of(scores, sample)
 
 
@@ -48,8 +48,8 @@ def area_shares(artefact: Artefact, classes: np.ndarray) -> list[dict[str, Any]]
 
 def mask_png(classes: np.ndarray) -> bytes:
     """Palette PNG whose pixel values are the classes."""
-    picture = Image.fromarray(classes.astype(np.uint8), mode="P")
-    picture.putpalette(PALETTE.tobytes())
+    image = Image.fromarray(classes.astype(np.uint8), mode="P")
+    image.putpalette(PALETTE.tobytes())
     file = io.BytesIO()
-    picture.save(file, format="PNG")
+    image.save(file, format="PNG")
     return file.getvalue()

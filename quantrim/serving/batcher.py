@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from quantrim.serving.limits import Refusal
+
 #: Images float32 (N, C, H, W) → scores (N, ...).
 Predict = Callable[[np.ndarray], np.ndarray]
-
-
-class Overloaded(Exception):  # noqa: N818 - a state of the service, not a defect
-    """Too many images wait already."""
+_STOPPING = "the service is stopping."
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +78,45 @@ class MicroBatcher:
             image: float32 (C, H, W).
 
         Raises:
-            Overloaded: ``max_waiting`` images wait already, or the service is stopping.
+            Refusal: 503, ``max_waiting`` images wait already, or the service is stopping.
         """
         entry = _Waiting(image, Future())
         with self._entering:  # nothing may come in behind the stop marks
             if self._closed:
-                raise Overloaded("the service is stopping.")
+                raise Refusal(503, _STOPPING)
             if self.waiting >= self.max_waiting:
-                raise Overloaded(f"{self.max_waiting} pictures wait already; try again later.")
+                raise Refusal(503, f"{self.max_waiting} images wait already; try again later.")
             self._waiting.put(entry)
         return entry.answer
 
-    def close(self) -> None:
-        """Answer what waits, then stop the workers."""
+    def close(self, wait_s: float | None = None) -> None:
+        """Answer what waits, then stop the workers.
+
+        Args:
+            wait_s: wait no longer for them; what still waits then is refused. None: as long as it takes.
+        """
         with self._entering:
             self._closed = True
             for _ in self._threads:
                 self._waiting.put(None)
+        until = None if wait_s is None else time.monotonic() + wait_s
         for thread in self._threads:
-            thread.join()
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            self._refuse_waiting()
+
+    def _refuse_waiting(self) -> None:
+        stops = 0
+        while True:
+            try:
+                entry = self._waiting.get_nowait()
+            except queue.Empty:
+                break
+            stops += entry is None
+            if entry is not None and entry.answer.set_running_or_notify_cancel():
+                entry.answer.set_exception(Refusal(503, _STOPPING))
+        for _ in range(stops):
+            self._waiting.put(None)
 
     def _work(self, predict: Predict) -> None:
         while (gathered := self._gather()) is not None:

@@ -9,14 +9,14 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from torch import nn
 
 import quantrim
-from examples.serving.app import Settings, create_app
-from examples.serving.artefact import load_artefact
 from quantrim.engines import open_session
 from quantrim.errors import ConfigError
 from quantrim.recipes.runs import Loaded, export, load_transforms
+from quantrim.serving import Limits, create_app, load_artefact
 from quantrim.vision.config import load_config
 from quantrim.vision.data.datasets import VisionData
 
@@ -43,6 +43,13 @@ def exported(folder: Path, net: nn.Module, task: str, names: tuple[str, ...], ou
     return folder / "model.onnx"
 
 
+def metrics(client: TestClient) -> dict:
+    """Samples of /metrics by name and labels."""
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    samples = [sample for family in families for sample in family.samples if "le" not in sample.labels]
+    return {(s.name, *s.labels.values()) if s.labels else s.name: s.value for s in samples}
+
+
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory) -> Path:
     torch.manual_seed(0)
@@ -61,15 +68,15 @@ def segmenter(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(classifier):
-    settings = Settings(max_batch=4, max_wait_ms=20, max_bytes=200_000, max_pixels=300 * 300)
-    with TestClient(create_app(load_artefact(classifier, threads=1), settings)) as client:
+    limits = Limits(max_batch=4, max_wait_ms=20, max_bytes=200_000, max_pixels=300 * 300)
+    with TestClient(create_app(load_artefact(classifier, threads=1), limits)) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def segmentation(segmenter):
     artefact = load_artefact(segmenter, threads=1, resize=True)
-    with TestClient(create_app(artefact, Settings(max_batch=2))) as client:
+    with TestClient(create_app(artefact, Limits(max_batch=2))) as client:
         yield client
 
 
@@ -84,10 +91,11 @@ def test_the_top_5_of_batched_requests_are_those_of_the_engine_alone(client, cla
         best = np.argsort(-scores)[:5]
         assert [one["class"] for one in answer["classes"]] == [NAMES[i] for i in best]
         np.testing.assert_allclose([one["probability"] for one in answer["classes"]], expected[best], rtol=1e-4)
-    metrics = client.get("/metrics").json()
-    assert metrics["images_per_batch"] > 1
-    assert metrics["requests"]["200"] >= 12
-    assert 0 < metrics["latency_ms"]["p50"] <= metrics["latency_ms"]["p99"]
+    seen = metrics(client)
+    assert seen["quantrim_batch_images_sum"] > seen["quantrim_batch_images_count"]
+    assert seen["quantrim_requests_total", "/predict", "200"] >= 12
+    assert seen["quantrim_request_seconds_sum", "/predict"] > 0
+    assert seen["quantrim_waiting"] == seen["quantrim_upload_bytes"] == 0
 
 
 def test_the_mask_is_the_arg_max_of_the_engine_at_the_pictures_own_size(segmentation, segmenter):
@@ -131,10 +139,10 @@ JPEG = png(pictures(1)[0], "JPEG", quality=95)
     ("body", "status", "words"),
     [
         (b"", 400, "empty"),
-        (b"hello, I am no picture", 415, "not a picture"),
-        (b"\x89PNG\r\n\x1a\n" + b"\0" * 30, 415, "not a picture"),
+        (b"hello, I am no picture", 415, "not an image"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 30, 415, "not an image"),
         (JPEG[: len(JPEG) // 2], 400, "damaged"),
-        (b"%PDF-1.7\n" + b"x" * 500, 415, "not a picture"),
+        (b"%PDF-1.7\n" + b"x" * 500, 415, "not an image"),
         (b"x" * 200_001, 413, "0.2 MB"),
         (png(np.zeros((301, 300, 3), np.uint8)), 413, "300x301"),
         (png(np.zeros((40, 64, 3), np.uint8)), 400, "takes 64x64"),
@@ -171,7 +179,7 @@ def test_health_names_the_model_and_refusals_are_counted(client):
         "input": [None, 3, 64, 64],
         "classes": 7,
     }
-    assert client.get("/metrics").json()["requests"]["415"] >= 1
+    assert metrics(client)["quantrim_requests_total", "/predict", "415"] >= 1
     assert client.get("/nowhere").json() == {"error": "Not Found"}
 
 
