@@ -86,7 +86,9 @@ def test_a_client_that_never_ends_its_head_is_cut(port):
 def test_a_second_request_has_no_more_time_than_the_first(port):
     client = connected(port)
     client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert client.recv(65536).startswith(b"HTTP/1.1 200")
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += client.recv(65536)
     client.sendall(b"GET /heal")
     begin = time.monotonic()
     assert everything(client) == b""
