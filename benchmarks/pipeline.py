@@ -23,8 +23,7 @@ import torch
 
 from quantrim.engines.machine import describe_machine
 from quantrim.files import write_json
-from quantrim.vision.config import Config, build_loss, build_model, build_optimizer, load_config
-from quantrim.vision.data.build import build_data
+from quantrim.vision.config import Config, build_data, build_loss, build_model, build_optimizer, load_config
 from quantrim.vision.data.datasets import VisionData, training_batches
 from quantrim.vision.data.optic_disc import write_optic_disc
 from quantrim.vision.train import TrainSettings, train

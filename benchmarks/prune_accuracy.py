@@ -29,8 +29,7 @@ from quantrim.pruning import Examples, Job, Probe, measure, prune, recalibrate_b
 from quantrim.pruning.sensitivity.evaluate import cross_entropy
 from quantrim.recipes.prune import probe_of
 from quantrim.recipes.runs import best_key, load, validation
-from quantrim.vision.config import Config, build_loss, build_optimizer, load_config
-from quantrim.vision.data.build import build_data
+from quantrim.vision.config import Config, build_data, build_loss, build_optimizer, load_config
 from quantrim.vision.train import TrainSettings, train
 
 Prune = Callable[[nn.Module, Tensor, float], None]

@@ -9,6 +9,9 @@ from typing import Any
 
 #: Legal words that a message lists at most; a model has hundreds of layers.
 _SHOWN = 24
+#: Characters of a value that a message repeats.
+_LONG = 80
+_QUOTED = re.compile("'([^']*)'")
 
 
 class QuantrimError(Exception):
@@ -47,10 +50,26 @@ class CheckpointError(QuantrimError):
 
 def in_words(fault: Mapping[str, Any]) -> str:
     """One of pydantic's errors as the end of a sentence, such as "is 'four'; it must be a valid integer."."""
-    if fault["type"] == "missing":
+    context = fault.get("ctx", {})
+    if fault["type"] == "value_error":
+        return str(context["error"])
+    if fault["type"] in ("missing", "union_tag_not_found"):
         return "is missing."
-    rule = str(fault["msg"]).split(", unable")[0].removeprefix("Input should ")
-    return f"is {fault['input']!r}; it must {rule}."
+    given, legal = fault["input"], _QUOTED.findall(str(context.get("expected_tags", context.get("expected"))))
+    if fault["type"] == "union_tag_invalid":
+        given = context["tag"]
+    if legal and isinstance(given, str):
+        return f"unknown {_short(given)}{did_you_mean(given, legal)}"
+    rule = str(fault["msg"]).split(", unable")[0]
+    if rule.startswith("Input should "):
+        return f"is {_short(given)}; it must {rule.removeprefix('Input should ')}."
+    return f"is {_short(given)}: {rule}."
+
+
+def _short(value: object) -> str:
+    """``repr`` of a value, cut where it is long: a value may be a whole file."""
+    text = repr(value)
+    return text if len(text) <= _LONG else f"{text[:_LONG]}..."
 
 
 def did_you_mean(word: str, legal: Iterable[str]) -> str:
@@ -64,7 +83,7 @@ def did_you_mean(word: str, legal: Iterable[str]) -> str:
         ``"; did you mean 'x'?"`` with the nearest legal word, else ``"; legal: a, b, ..."``.
     """
     choices = sorted(filter(None, map(str, legal)))
-    near = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(word)[:_LONG], choices, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]!r}?"
     more = f", ... ({len(choices)} in all)" if len(choices) > _SHOWN else ""

@@ -24,9 +24,8 @@ def binarize(
     The pictures are those that validation shows the model; `quantrim evaluate --binary` reads them.
     """
     from quantrim.files import size_mb
-    from quantrim.vision.config import load_config
+    from quantrim.vision.config import build_data, load_config
     from quantrim.vision.data.binary import write_binary
-    from quantrim.vision.data.build import build_data
 
     data = build_data(load_config(config, sets or ()), f"{split}_dataset")
     shape = write_binary(output, data, limit)

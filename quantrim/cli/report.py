@@ -51,8 +51,7 @@ def with_pictures(result: Result, against: Path, images: Path, count: int, engin
     from quantrim.engines import open_session
     from quantrim.recipes.comparison import compare, examples_of_files, examples_of_set
     from quantrim.recipes.runs import read_deployment
-    from quantrim.vision.config import load_config
-    from quantrim.vision.data.build import build_data
+    from quantrim.vision.config import build_data, load_config
     from quantrim.vision.evaluate import engine_predictor
 
     path = result.output

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from quantrim.images import read_image
 from quantrim.recipes.runs import load_transforms
-from quantrim.vision.config import Config
-from quantrim.vision.data.build import build_data
+from quantrim.vision.config import Config, build_data
 
 
 def calibration_pairs(config: Config, samples: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -26,8 +25,8 @@ def calibration_pairs(config: Config, samples: int) -> Iterator[tuple[Tensor, Te
         Float32 (C, H, W) and the label.
     """
     data = build_data(config, "train_dataset")
-    if "val_dataset" in config.values:
-        data = replace(data, transforms=build_data(config, "val_dataset").transforms)
+    if config.spec.val_dataset is not None:
+        data = replace(data, transforms=tuple(one.transform for one in config.spec.val_dataset.transforms))
     count = min(samples, len(data))
     for number in range(count):
         yield data[number * len(data) // count]

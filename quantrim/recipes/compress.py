@@ -21,8 +21,7 @@ from quantrim.recipes.deploy import carry_deploy
 from quantrim.recipes.prune import PruneRecipe, prune_config
 from quantrim.recipes.qat import QatRecipe, train_quantized
 from quantrim.recipes.runs import best_key, export, load
-from quantrim.vision.config import Config
-from quantrim.vision.data.build import build_data
+from quantrim.vision.config import Config, build_data
 from quantrim.vision.evaluate import engine_predictor, evaluate
 from quantrim.vision.train import TrainSettings
 from quantrim.vision.views import views_of

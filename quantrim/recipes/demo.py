@@ -100,7 +100,7 @@ def demo(
 
 
 def _feeds(config: Any, count: int) -> list[Feed]:
-    from quantrim.vision.data.build import build_data
+    from quantrim.vision.config import build_data
 
     data = build_data(config, "val_dataset")
     return [{"image": data[index][0].numpy()} for index in range(min(count, len(data)))]

@@ -41,8 +41,7 @@ from quantrim.pruning.sensitivity.sensitivity import Progress, Sensitivity, meas
 from quantrim.recipes.calibration import calibration_pairs
 from quantrim.recipes.runs import Loaded, example_input, export, load, validation
 from quantrim.recipes.sensitivity_plot import plot_sensitivity
-from quantrim.vision.config import Config, build_loss, build_optimizer
-from quantrim.vision.data.build import build_data
+from quantrim.vision.config import Config, build_data, build_loss, build_optimizer
 from quantrim.vision.train import TrainResult, TrainSettings, train
 
 #: Batches of the probe: small, so that what lies before a group fits into memory for all of them.

@@ -33,8 +33,7 @@ from quantrim.qat.qat import QAT
 from quantrim.recipes.calibration import calibration_pairs
 from quantrim.recipes.runs import Loaded, load, validation, write_deploy
 from quantrim.targets import target_named
-from quantrim.vision.config import Config, build_loss, build_optimizer
-from quantrim.vision.data.build import build_data
+from quantrim.vision.config import Config, build_data, build_loss, build_optimizer
 from quantrim.vision.evaluate import engine_predictor, evaluate
 from quantrim.vision.train import TrainResult, TrainSettings, train
 

@@ -20,8 +20,14 @@ from quantrim.graph.feeds import image_files
 from quantrim.graph.from_torch import export_onnx
 from quantrim.images import read_image
 from quantrim.pruning.plan import load_trained
-from quantrim.vision.config import Config, build_loss, build_model, build_optimizer, export_transforms
-from quantrim.vision.data.build import build_data
+from quantrim.vision.config import (
+    Config,
+    build_data,
+    build_loss,
+    build_model,
+    build_optimizer,
+    export_transforms,
+)
 from quantrim.vision.data.datasets import VisionData
 from quantrim.vision.data.sample import Sample, Transform, apply
 from quantrim.vision.data.transforms import transform_named
@@ -48,8 +54,7 @@ class Loaded:
 
 def load(config: Config, weights: str | Path | None) -> Loaded:
     """Model with weights, pruned where they are a pruned model's, and the data to judge it on."""
-    key = "val_dataset" if "val_dataset" in config.values else "train_dataset"
-    data = build_data(config, key)
+    data = build_data(config, config.judged)
     model = build_model(config, data.num_classes)
     if weights is not None:
         load_trained(model, weights)
@@ -77,7 +82,7 @@ def train_config(
     optimizer, scheduler = build_optimizer(
         config, model, iterations=settings.iterations, learning_rate=learning_rate
     )
-    judge = validation(config) if do_eval and "val_dataset" in config.values else None
+    judge = validation(config) if do_eval and config.spec.val_dataset else None
     return train(
         model,
         settings,

@@ -1,74 +1,252 @@
-"""The shape of a configuration: which keys hold mappings, lists, numbers, and within which limits.
+"""What a configuration may say: PaddleSeg's keys as pydantic models, read once and used as they are.
 
-Only what every builder relies on is said here; what a type's own arguments may be, its builder knows. Keys of
-PaddleSeg that change nothing here are legal, so that its configurations are read as they are.
+Keys of PaddleSeg that change nothing here are legal, so that its configurations are read as they are. What the
+arguments of a model may be, its constructor knows (:mod:`quantrim.vision.models.resolve`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
-from quantrim.errors import did_you_mean, in_words
+from quantrim.errors import ConfigError, did_you_mean, in_words
+from quantrim.vision import losses
+from quantrim.vision.data.sample import Transform
+from quantrim.vision.data.transforms import transform_named
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0)]
+Classes = Annotated[int, Field(ge=1, le=2**16)]
+Pair = tuple[Count, Count]
 
 
-class _Open(BaseModel):
-    """A mapping whose other keys its builder checks."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class _Closed(BaseModel):
+class Section(BaseModel):
     """A mapping with these keys and no others."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            for name in given:
+                if name not in (legal := cls.legal_keys(given)):
+                    owner = f" of {given['type']}" if isinstance(given.get("type"), str) else ""
+                    hint = cls.hint(name) or did_you_mean(name, legal)
+                    message = f"unknown key {name!r}{owner}{hint}"
+                    raise PydanticCustomError("unknown_key", "{message}", {"key": name, "message": message})
+        return given
+
+    @classmethod
+    def legal_keys(cls, given: Mapping[str, Any]) -> set[str]:
+        """Keys that this mapping may hold."""
+        return set(cls.model_fields)
+
+    @classmethod
+    def hint(cls, name: str) -> str:
+        """What to say of an unknown key instead of the nearest legal one."""
+        return ""
 
 
-class _Typed(_Open):
+@dataclass(frozen=True, slots=True)
+class TransformSpec:
+    """A transform, and the mapping that asked for it."""
+
+    given: Mapping[str, Any]
+    transform: Transform
+
+
+def _transform(given: Any) -> TransformSpec:
+    try:
+        return TransformSpec(given, transform_named(given))
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+Transforms = tuple[Annotated[TransformSpec, BeforeValidator(_transform)], ...]
+
+
+class DataSpec(Section):
+    """Keys of every data set; ``edge`` is PaddleSeg's and asks for outlines, which no model here uses."""
+
     type: str
-
-
-class _Model(_Typed):
-    num_classes: Count | None = None
-
-
-class _DataSet(_Typed):
-    dataset_root: str = "."
+    dataset_root: Path = Path(".")
     mode: str = "train"
-    transforms: list[_Typed] = Field(default_factory=list)
-    num_classes: Count | None = None
+    transforms: Transforms = ()
+    num_classes: Classes | None = None
     ignore_index: int = 255
+    edge: bool = False
+
+    @classmethod
+    def hint(cls, name: str) -> str:
+        """The data set that knows the key, which comes from a base of another type."""
+        owner = next((kind for kind, one in DATASETS.items() if name in one.model_fields), None)
+        return f"; it is one of {owner}, and '_inherited_: False' leaves out what a base says." if owner else ""
+
+
+class _Split(DataSpec):
+    """A set with two parts, of which "test" is the second."""
+
+    mode: Literal["train", "val", "test"] = "train"
+
+
+class SyntheticOpticDisc(_Split):
+    """Generated fundus images."""
+
+    type: Literal["SyntheticOpticDisc"]
     count: Count | None = None
-    size: Count | None = None
-    seed: int | None = None
+    size: Annotated[int, Field(ge=8, le=2**13)] = 256
+    seed: Annotated[int, Field(ge=0)] = 0
     difficulty: Annotated[float, Field(ge=0, le=1)] = 0.6
+
+
+class OpticDiscSeg(DataSpec):
+    """PaddleSeg's optic disc set."""
+
+    type: Literal["OpticDiscSeg"]
     separator: str | None = None
+
+
+class Cityscapes(DataSpec):
+    """Street scenes."""
+
+    type: Literal["Cityscapes"]
+
+
+class PascalVOC(DataSpec):
+    """PASCAL VOC 2012."""
+
+    type: Literal["PascalVOC"]
+
+
+class _Paths(DataSpec):
+    """A set whose parts are named by ``{mode}_path``, whatever the mode."""
+
     train_path: str | None = None
     val_path: str | None = None
     test_path: str | None = None
+    model_config = ConfigDict(extra="allow")
+
+    @classmethod
+    def legal_keys(cls, given: Mapping[str, Any]) -> set[str]:
+        """The path of the mode besides."""
+        return {*cls.model_fields, f"{given.get('mode')}_path"}
+
+    def part(self, default: str) -> Path:
+        """The list, or the folder, of the mode."""
+        return self.dataset_root / str(getattr(self, f"{self.mode}_path", None) or default.format(self.mode))
+
+
+class _Listed(_Paths):
+    """A set named by lists; an image has the channels of its file, whatever ``img_channels`` says."""
+
+    separator: str | None = None
     img_channels: Literal[1, 3] = 3
-    edge: bool = False
 
 
-class _Optimizer(_Closed):
-    type: str = "sgd"
+class Dataset(_Listed):
+    """Lists of image and mask."""
+
+    type: Literal["Dataset"]
+    num_classes: Classes
+
+
+class ImageList(_Listed):
+    """Lists of image and label."""
+
+    type: Literal["ImageList"]
+    num_classes: Classes = 1000
+
+
+class ImageFolder(_Paths):
+    """A folder a class."""
+
+    type: Literal["ImageFolder"]
+
+
+class FashionMNIST(_Split):
+    """Fashion-MNIST's four files."""
+
+    type: Literal["FashionMNIST"]
+
+
+class Cifar10(_Split):
+    """CIFAR-10's batches."""
+
+    type: Literal["Cifar10"]
+
+
+AnyData = Annotated[
+    SyntheticOpticDisc
+    | OpticDiscSeg
+    | Cityscapes
+    | PascalVOC
+    | Dataset
+    | ImageList
+    | ImageFolder
+    | FashionMNIST
+    | Cifar10,
+    Field(discriminator="type"),
+]
+#: What ``type:`` of a data set may say.
+DATASETS: Mapping[str, type[DataSpec]] = {
+    one.__name__: one for one in typing.get_args(typing.get_args(AnyData)[0])
+}
+
+
+class ModelSpec(BaseModel):
+    """A model and its arguments, which its constructor checks."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    type: str
+    num_classes: Classes | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """What was written, ``type`` included."""
+        return self.model_dump(exclude_unset=True)
+
+
+def _small(given: Any) -> Any:
+    return given.lower() if isinstance(given, str) else given
+
+
+def _listed(given: Any) -> Any:
+    return given if isinstance(given, list) else [given]
+
+
+class OptimizerSpec(Section):
+    """``momentum`` is for sgd."""
+
+    type: Annotated[Literal["sgd", "momentum", "adam", "adamw"], BeforeValidator(lambda v: str(v).lower())] = (
+        "sgd"
+    )
     momentum: Share = 0.9
     weight_decay: Share = 0.0
 
 
-class _Schedule(_Closed):
+class Schedule(Section):
     """Keys of every schedule; rates are absolute, steps are iterations.
 
     ``last_epoch`` and ``verbose`` are Paddle's, of which only the values that change nothing are taken.
     """
 
-    type: str
     learning_rate: Positive
     warmup_iters: Annotated[int, Field(ge=0)] = 0
     warmup_start_lr: Share = 0.0
@@ -76,80 +254,48 @@ class _Schedule(_Closed):
     verbose: bool = False
 
 
-class Polynomial(_Schedule):
+class Polynomial(Schedule):
     """Down to ``end_lr`` within ``decay_steps`` after the warm-up; within the whole run by default."""
 
+    type: Literal["PolynomialDecay"]
     power: float = 0.9
     end_lr: Share = 0.0
     decay_steps: Count | None = None
     cycle: Literal[False] = False
 
 
-class Cosine(_Schedule):
+class Cosine(Schedule):
     """Down to ``eta_min`` within ``T_max`` steps after the warm-up; within the whole run by default."""
 
+    type: Literal["CosineAnnealingDecay", "Cosine"]
     T_max: Count | None = None
     eta_min: Share = 0.0
 
 
-class Steps(_Schedule):
+class Piecewise(Schedule):
     """``values[i]`` until ``boundaries[i]``."""
 
+    type: Literal["PiecewiseDecay"]
     values: Annotated[list[Positive], Field(min_length=1)]
     boundaries: list[Count]
 
+    @model_validator(mode="after")
+    def _one_value_more(self) -> Piecewise:
+        if len(self.values) != len(self.boundaries) + 1:
+            counts = f"{len(self.values)} values, {len(self.boundaries)} boundaries"
+            raise ValueError(f"{counts}; PiecewiseDecay takes one value more than boundaries.")
+        return self
 
-class Stairs(_Schedule):
+
+class StepDecay(Schedule):
     """``gamma`` times less every ``step_size``."""
 
+    type: Literal["StepDecay"]
     step_size: Count
     gamma: Positive = 0.1
 
 
-Schedule = Polynomial | Cosine | Steps | Stairs
-
-
-class _OldRate(_Closed):
-    value: Positive
-    decay: dict[str, Any] | None = None
-
-
-class _Loss(_Typed):
-    losses: list[_Loss] = Field(default_factory=list)
-
-
-class _Losses(_Closed):
-    types: Annotated[list[_Loss], Field(min_length=1)]
-    coef: Annotated[list[float], Field(min_length=1)]
-
-
-class _Export(_Closed):
-    transforms: list[_Typed] | None = None
-
-
-class _Shape(_Open):
-    model: _Model
-    train_dataset: _DataSet
-    val_dataset: _DataSet | None = None
-    batch_size: Count = 1
-    iters: Count | None = None
-    epochs: Positive | None = None
-    optimizer: _Optimizer | None = None
-    learning_rate: _OldRate | None = None
-    loss: _Losses | None = None
-    test_config: dict[str, Any] | None = None
-    export: _Export | None = None
-    seed: int | None = None
-
-
-#: What ``lr_scheduler.type`` may say.
-_SCHEDULES: Mapping[str, type[Schedule]] = {
-    "PolynomialDecay": Polynomial,
-    "CosineAnnealingDecay": Cosine,
-    "Cosine": Cosine,
-    "PiecewiseDecay": Steps,
-    "StepDecay": Stairs,
-}
+AnySchedule = Annotated[Polynomial | Cosine | Piecewise | StepDecay, Field(discriminator="type")]
 #: What ``learning_rate.decay.type`` may say, PaddleSeg's form before 2.1.
 _OLD_NAMES = {
     "poly": "PolynomialDecay",
@@ -157,76 +303,156 @@ _OLD_NAMES = {
     "cosine": "CosineAnnealingDecay",
     "stepdecay": "StepDecay",
 }
-_CLOSED: Mapping[str, type[BaseModel]] = {
-    "optimizer": _Optimizer,
-    "learning_rate": _OldRate,
-    "loss": _Losses,
-    "export": _Export,
+
+
+class OldRate(Section):
+    """``learning_rate`` in PaddleSeg's form before 2.1; without ``decay`` it stays as it is."""
+
+    value: Positive
+    decay: AnySchedule | None = Field(default=None, validate_default=True)
+
+    @field_validator("decay", mode="before")
+    @classmethod
+    def _as_schedule(cls, given: Any, info: ValidationInfo) -> Any:
+        given = {"type": "poly", "power": 0.0} if given is None else given
+        if not isinstance(given, Mapping) or "value" not in info.data:
+            return given
+        kind = given.get("type", "poly")
+        if kind not in _OLD_NAMES:
+            raise ValueError(f"unknown type {kind!r}{did_you_mean(kind, _OLD_NAMES)}")
+        return {**given, "type": _OLD_NAMES[kind], "learning_rate": info.data["value"]}
+
+
+#: What ``type:`` of a loss may say, ``MixedLoss`` besides.
+LOSSES: Mapping[str, Callable[..., Any]] = {
+    "CrossEntropyLoss": losses.cross_entropy,
+    "OhemCrossEntropyLoss": losses.ohem_cross_entropy,
+    "BootstrappedCrossEntropyLoss": losses.bootstrapped_cross_entropy,
+    "DiceLoss": losses.dice_loss,
+    "FocalLoss": losses.focal_loss,
+    "LovaszSoftmaxLoss": losses.lovasz_softmax,
+    "BCELoss": losses.binary_cross_entropy,
 }
 
 
-def fault(values: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The first key of a configuration that holds something else than it should, and what is wrong with it.
+class LossSpec(Section):
+    """A loss; its arguments are the other fields."""
 
-    Args:
-        values: merged values of a configuration.
+    type: str
 
-    Returns:
-        Dotted key and message, or None.
-    """
-    try:
-        _Shape.model_validate(values)
-    except ValidationError as error:
-        return _told(error, ())
-    spec, where = _schedule_spec(values)
-    try:
-        kind = _Typed.model_validate(spec).type
-    except ValidationError as error:
-        return _told(error, (where,))
-    if kind not in _SCHEDULES:
-        old = where != "lr_scheduler"
-        given = (values["learning_rate"]["decay"] if old else spec)["type"]
-        return f"{where}.type", f"unknown {given!r}{did_you_mean(given, _OLD_NAMES if old else _SCHEDULES)}"
-    try:
-        _SCHEDULES[kind].model_validate(spec)
-    except ValidationError as error:
-        return _told(error, (where,), _SCHEDULES[kind])
-    return None
+    def arguments(self) -> dict[str, Any]:
+        """Arguments that were written."""
+        return self.model_dump(exclude_unset=True, exclude={"type"})
 
 
-def schedule_of(values: Mapping[str, Any]) -> Schedule:
-    """The schedule that ``lr_scheduler`` or the older ``learning_rate`` of a faultless configuration says."""
-    spec, _ = _schedule_spec(values)
-    return _SCHEDULES[spec["type"]].model_validate(spec)
+def _loss_model(kind: str) -> type[LossSpec]:
+    """Model of a loss after the signature of its function: what stands behind logits and labels."""
+    hints = typing.get_type_hints(LOSSES[kind])
+    taken = [one for one in inspect.signature(LOSSES[kind]).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    fields: dict[str, Any] = {one.name: (hints[one.name], one.default) for one in taken}
+    return create_model(kind, __base__=LossSpec, type=(Literal[kind], ...), **fields)  # type: ignore[arg-type]
 
 
-def _schedule_spec(values: Mapping[str, Any]) -> tuple[Any, str]:
-    """What ``lr_scheduler`` says, or ``learning_rate`` in its words; and the key where it stands."""
-    spec = values.get("lr_scheduler")
-    if spec is not None:
-        return spec, "lr_scheduler"
-    old = values["learning_rate"]
-    decay = dict(old.get("decay") or {"type": "poly", "power": 0.0})
-    kind = str(decay.setdefault("type", "poly"))
-    spec = {**decay, "type": _OLD_NAMES.get(kind, ""), "learning_rate": old["value"]}
-    return spec, "learning_rate.decay"
+class MixedLoss(LossSpec):
+    """Weighted sum of losses of one output."""
+
+    type: Literal["MixedLoss"]
+    losses: list[AnyLoss] = Field(default_factory=list)
+    coef: list[float] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _one_each(self) -> MixedLoss:
+        if not self.losses or len(self.losses) != len(self.coef):
+            counts = f"{len(self.losses)} losses, {len(self.coef)} coefficients (coef)"
+            raise ValueError(f"MixedLoss has {counts}; give one of each.")
+        return self
 
 
-def _told(
-    error: ValidationError, inside: Sequence[str], shape: type[BaseModel] | None = None
-) -> tuple[str, str]:
-    """Key and message of the first fault; ``shape`` is the model that ``inside`` leads to."""
-    first = error.errors(include_url=False)[0]
-    path = (*inside, *map(str, first["loc"]))
-    key, given = ".".join(path), first["input"]
-    if first["type"] == "extra_forbidden":
-        legal = shape or _CLOSED[path[0]]
-        return ".".join(path[:-1]), f"unknown key {path[-1]!r}{did_you_mean(path[-1], legal.model_fields)}"
-    if first["type"] in ("model_type", "dict_type", "model_attributes_type"):
-        return key, f"is {given!r}; it must be a mapping such as {_EXAMPLES.get(path[-1], '{type: Name}')}."
-    return key, in_words(first)
+if TYPE_CHECKING:
+    AnyLoss = LossSpec
+else:
+    AnyLoss = Annotated[
+        Union[(MixedLoss, *map(_loss_model, LOSSES))],
+        Field(discriminator="type"),
+    ]
+MixedLoss.model_rebuild()
 
 
+class LossesSpec(Section):
+    """One loss for each output of the model, or one for all, with a coefficient an output."""
+
+    types: Annotated[list[AnyLoss], Field(min_length=1)]
+    coef: Annotated[list[float], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_each(self) -> LossesSpec:
+        if len(self.types) not in (1, len(self.coef)):
+            counts = f"{len(self.types)} types, {len(self.coef)} coefficients"
+            raise ValueError(f"{counts}; give one of each an output.")
+        return self
+
+
+class TestSpec(Section):
+    """Scales and flips count with ``aug_eval: True``, crop_size and stride with ``is_slide: True``."""
+
+    aug_eval: bool = False
+    scales: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = (1.0,)
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+    is_slide: bool = False
+    crop_size: Pair | None = None
+    stride: Pair | None = None
+
+
+class ExportSpec(Section):
+    """Preprocessing at deployment where it is not validation's."""
+
+    transforms: Transforms | None = None
+
+
+class ConfigSpec(Section):
+    """A whole configuration; ``distill_loss`` is PaddleSeg's, distillation here is an option of ``qat``."""
+
+    model: ModelSpec
+    train_dataset: AnyData
+    val_dataset: AnyData | None = None
+    batch_size: Annotated[int, Field(ge=1, le=2**16)] = 1
+    iters: Count | None = None
+    epochs: Positive | None = None
+    optimizer: OptimizerSpec = OptimizerSpec()
+    lr_scheduler: AnySchedule | None = None
+    learning_rate: OldRate | None = None
+    loss: LossesSpec = LossesSpec(types=[{"type": "CrossEntropyLoss"}], coef=[1])  # type: ignore[list-item]
+    distill_loss: Any = None
+    test_config: TestSpec | None = None
+    export: ExportSpec = ExportSpec()
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _validation_mode(cls, given: Any) -> Any:
+        """The validation set is its part "val" where it names none."""
+        held = given.get("val_dataset") if isinstance(given, Mapping) else None
+        return {**given, "val_dataset": {"mode": "val", **held}} if isinstance(held, Mapping) else given
+
+    @model_validator(mode="after")
+    def _whole(self) -> ConfigSpec:
+        if (self.iters is None) == (self.epochs is None):
+            raise ValueError("give either 'iters' or 'epochs'.")
+        if self.lr_scheduler is None and self.learning_rate is None:
+            raise ValueError("neither 'lr_scheduler' nor 'learning_rate' is given.")
+        return self
+
+    @property
+    def schedule(self) -> Polynomial | Cosine | Piecewise | StepDecay:
+        """What ``lr_scheduler`` says, or else the older ``learning_rate``."""
+        old = self.learning_rate
+        found = old.decay if self.lr_scheduler is None and old is not None else self.lr_scheduler
+        assert found is not None  # _whole() has seen to it
+        return found
+
+
+#: Examples of what a mapping must be.
 _EXAMPLES = {
     "learning_rate": "{value: 0.01}",
     "loss": "{types: [{type: CrossEntropyLoss}], coef: [1]}",
@@ -235,3 +461,36 @@ _EXAMPLES = {
     "lr_scheduler": "{type: PolynomialDecay, learning_rate: 0.01}",
     "test_config": "{aug_eval: true, flip_horizontal: true}",
 }
+
+
+def key_and_rule(fault: Mapping[str, Any], values: Any) -> tuple[str, str, str]:
+    """Where one of pydantic's errors is, and what is wrong.
+
+    Args:
+        fault: an entry of ``ValidationError.errors()``.
+        values: what was validated; parts of the error's place that are no keys of it name a type of a union.
+
+    Returns:
+        Dotted key, message, and the dotted key whose line is meant.
+    """
+    path = list(_written(fault["loc"], values))
+    kind = fault["type"]
+    if kind == "missing":
+        path.append(str(fault["loc"][-1]))
+    elif kind in ("union_tag_not_found", "union_tag_invalid"):
+        path.append("type")
+    key = line_key = ".".join(path)
+    if kind == "unknown_key":
+        line_key = ".".join((*path, fault["ctx"]["key"]))
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        example = _EXAMPLES.get(path[-1] if path else "", "{type: Name}")
+        return key, f"is {fault['input']!r}; it must be a mapping such as {example}.", line_key
+    return key, fault["ctx"]["message"] if kind == "unknown_key" else in_words(fault), line_key
+
+
+def _written(loc: tuple[str | int, ...], values: Any) -> Iterator[str]:
+    for part in loc:
+        mapped = isinstance(values, Mapping) and part in values
+        if mapped or (isinstance(values, list) and isinstance(part, int) and part < len(values)):
+            values = values[part]
+            yield str(part)

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from quantrim.engines.machine import describe_machine
-from quantrim.errors import ConfigError, QuantrimError, did_you_mean
+from quantrim.errors import ConfigError, ModelError, QuantrimError, did_you_mean, first_line
 from quantrim.files import require_writable, write_json
 from quantrim.vision.checkpoint import (
     RunState,
@@ -162,6 +162,7 @@ def train(
     Raises:
         QuantrimError: the loss is NaN or infinite.
         ConfigError: the batch is too small for batch normalization.
+        ModelError: the model or the loss fails on images and labels of this shape.
         CheckpointError: the checkpoint to resume from is missing or damaged.
     """
     start = time.perf_counter()
@@ -266,7 +267,7 @@ def _step(run: _Run, images: Tensor, labels: Tensor) -> Tensor:
         outputs = convert_to_fp32(_forward(run.wrapped, images))
         with torch.no_grad():
             target = None if run.teacher is None else convert_to_fp32(run.teacher(images))
-    loss = run.loss_fn(outputs, labels.to(device))
+    loss = _loss_of(run, outputs, labels.to(device))
     if run.distill is not None and target is not None:
         loss = loss + run.distill(outputs, target)
     run.optimizer.zero_grad(set_to_none=True)
@@ -280,13 +281,25 @@ def _step(run: _Run, images: Tensor, labels: Tensor) -> Tensor:
 def _forward(model: nn.Module, images: Tensor) -> Any:
     try:
         return model(images)
-    except ValueError as error:
+    except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        shape = "x".join(map(str, images.shape))
         # torch's words where batch normalization in training mode has one value to take a variance of.
-        if not str(error).startswith("Expected more than 1 value per channel"):
-            raise
-        raise ConfigError(
-            f"batch_size {len(images)}: a batch normalization behind global pooling sees a single value a "
-            "channel and has no variance. Train with a batch size of 2 or more."
+        if str(error).startswith("Expected more than 1 value per channel"):
+            raise ConfigError(
+                f"batch_size {len(images)}: a batch normalization behind global pooling sees a single value a "
+                f"channel of images {shape} and has no variance. Train with a batch size of 2 or more, or with "
+                "larger images."
+            ) from error
+        name = type(model).__name__
+        raise ModelError(f"{name} fails on images of shape {shape} ({first_line(error)})") from error
+
+
+def _loss_of(run: _Run, outputs: Any, labels: Tensor) -> Tensor:
+    try:
+        return run.loss_fn(outputs, labels)
+    except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the loss fails on the outputs of {type(run.model).__name__} ({first_line(error)})"
         ) from error
 
 

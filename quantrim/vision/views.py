@@ -5,8 +5,8 @@ Each function turns a predictor into one that calls it more often and joins what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quantrim.errors import ConfigError, did_you_mean
+from quantrim.errors import ConfigError
 from quantrim.vision.config import Config
+from quantrim.vision.schema import TestSpec
 
 #: Batch of images, float32 (N, C, H, W) → logits (N, classes, ...).
 Predict = Callable[[np.ndarray], np.ndarray]
-_TEST_KEYS = ("aug_eval", "scales", "flip_horizontal", "flip_vertical", "is_slide", "crop_size", "stride")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +77,16 @@ def views_of(config: Config) -> Views:
     Scales and flips count with ``aug_eval: True``, crop_size and stride with ``is_slide: True``.
 
     Raises:
-        ConfigError: an unknown key, or an illegal value.
+        ConfigError: values that don't fit each other.
     """
-    spec: Mapping[str, Any] = config.values.get("test_config") or {}
-    for key in spec:
-        if key not in _TEST_KEYS:
-            raise config.fail("test_config", f"unknown key {key!r}{did_you_mean(key, _TEST_KEYS)}")
+    spec = config.spec.test_config or TestSpec()
+    if spec.is_slide and spec.crop_size is None:
+        raise config.fail("test_config", "is_slide needs a crop_size.")
     chosen: dict[str, Any] = {}
-    if spec.get("aug_eval"):
-        scales = spec.get("scales", 1.0)
-        chosen["scales"] = tuple(map(float, scales if isinstance(scales, Sequence) else (scales,)))
-        chosen |= {key: bool(spec.get(key, False)) for key in ("flip_horizontal", "flip_vertical")}
-    if spec.get("is_slide"):
-        if not spec.get("crop_size"):
-            raise config.fail("test_config", "is_slide needs a crop_size.")
-        chosen |= {key: tuple(spec[key]) for key in ("crop_size", "stride") if spec.get(key)}
-    assert chosen.keys() <= {field.name for field in fields(Views)}
+    if spec.aug_eval:
+        chosen = spec.model_dump(include={"scales", "flip_horizontal", "flip_vertical"})
+    if spec.is_slide:
+        chosen |= spec.model_dump(include={"crop_size", "stride"})
     try:
         return Views(**chosen)
     except ConfigError as error:

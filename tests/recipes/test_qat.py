@@ -19,8 +19,7 @@ from quantrim.cli.qat import settings_of
 from quantrim.errors import CheckpointError, ConfigError
 from quantrim.qat import QAT, method
 from quantrim.recipes.qat import QatRecipe, quantized_optimizer, train_quantized
-from quantrim.vision.config import build_model, load_config
-from quantrim.vision.data.build import build_data
+from quantrim.vision.config import build_data, build_model, load_config
 from quantrim.vision.train import TrainSettings
 
 

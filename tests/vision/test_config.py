@@ -4,8 +4,14 @@ import pytest
 import torch
 
 from quantrim.errors import ConfigError, DataError
-from quantrim.vision.config import build_loss, build_model, build_optimizer, export_transforms, load_config
-from quantrim.vision.data.build import build_data
+from quantrim.vision.config import (
+    build_data,
+    build_loss,
+    build_model,
+    build_optimizer,
+    export_transforms,
+    load_config,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUICK = CONFIGS / "quick_start" / "bisenet_optic_disc_512x512_1k.yml"
@@ -66,7 +72,7 @@ def test_a_base_is_merged_and_not_inherited_mappings_replace(write):
         "_base_: base.yml\niters: 7\noptimizer: {weight_decay: 0.5}\n"
         "val_dataset: {_inherited_: False, type: SyntheticOpticDisc}\n"
     )
-    values = load_config(path).values
+    values = load_config(path).document.values
     assert values["iters"] == 7
     assert values["optimizer"] == {"type": "sgd", "momentum": 0.9, "weight_decay": 0.5}
     assert values["val_dataset"] == {"type": "SyntheticOpticDisc"}
@@ -83,8 +89,8 @@ def test_overrides_reach_into_lists_and_zero_counts():
         QUICK, ["iters=5", "train_dataset.transforms.0.target_size=[64, 64]", "optimizer.momentum=0"]
     )
     assert config.iterations() == 5
-    assert config.values["train_dataset"]["transforms"][0]["target_size"] == [64, 64]
-    assert config.values["optimizer"]["momentum"] == 0
+    assert config.document.values["train_dataset"]["transforms"][0]["target_size"] == [64, 64]
+    assert config.document.values["optimizer"]["momentum"] == 0
 
 
 @pytest.mark.parametrize(
@@ -144,32 +150,36 @@ def test_epochs_are_turned_into_iterations_and_the_schedule_ends_with_them(monke
 
 def test_epochs_replace_inherited_iterations_and_both_at_once_are_refused(write):
     write(QUICK.read_text(), "base.yml")
-    assert "iters" not in load_config(write("_base_: base.yml\nepochs: 2\n")).values
+    assert "iters" not in load_config(write("_base_: base.yml\nepochs: 2\n")).document.values
     with pytest.raises(ConfigError, match="either 'iters' or 'epochs'"):
         load_config(write(QUICK.read_text() + "\nepochs: 2\n"))
 
 
 def test_an_unknown_argument_of_a_loss_gets_a_suggestion():
-    config = load_config(QUICK, ["loss.types.0.wieght=[1, 2]"])
-    with pytest.raises(ConfigError, match="did you mean 'weight'"):
-        build_loss(config, 255)
+    with pytest.raises(ConfigError, match="'wieght' of CrossEntropyLoss; did you mean 'weight'"):
+        load_config(QUICK, ["loss.types.0.wieght=[1, 2]"])
 
 
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
-        ("{type: CrossEntropyLoss, coef: 3}", "CrossEntropyLoss has no argument 'coef'"),
-        ("{type: MixedLoss, losses: [{type: DiceLoss}], coeff: [1]}", "'coeff'; did you mean 'coef'?"),
+        ("{type: CrossEntropyLoss, coef: 3}", "unknown key 'coef' of CrossEntropyLoss"),
+        (
+            "{type: MixedLoss, losses: [{type: DiceLoss}], coeff: [1]}",
+            "'coeff' of MixedLoss; did you mean 'coef'?",
+        ),
         ("{type: MixedLoss, losses: [{type: DiceLoss}]}", "1 losses, 0 coefficients"),
         ("{type: MixedLoss, losses: [{type: DiceLoss}], coef: [1, 2]}", "1 losses, 2 coefficients"),
-        ("{type: MixedLoss, losses: [{type: DiceLoss, smoth: 1}], coef: [1]}", "no argument 'smoth'"),
+        (
+            "{type: MixedLoss, losses: [{type: DiceLoss, smoth: 1}], coef: [1]}",
+            "unknown key 'smoth' of DiceLoss",
+        ),
     ],
 )
 def test_a_loss_that_is_put_together_wrongly_is_told_with_the_file(loss, words):
-    config = load_config(QUICK, [f"loss.types=[{loss}]"])
     with pytest.raises(ConfigError) as caught:
-        build_loss(config, 255)
-    assert str(caught.value).startswith(f"{QUICK}: loss.types: ")
+        load_config(QUICK, [f"loss.types=[{loss}]"])
+    assert str(caught.value).startswith(f"{QUICK}:34: loss.types.0")
     assert words in str(caught.value)
 
 
@@ -178,21 +188,25 @@ def test_a_loss_that_is_put_together_wrongly_is_told_with_the_file(loss, words):
     [
         (
             "export={transforms: [{type: Normalize, maen: [1]}]}",
-            "export: transform Normalize: unknown argument 'maen'",
+            "export.transforms.0: transform Normalize: unknown argument 'maen'",
         ),
-        ("val_dataset.transforms=[{type: Normalise}]", "val_dataset: unknown transform 'Normalise'"),
+        (
+            "val_dataset.transforms=[{type: Normalise}]",
+            "val_dataset.transforms.0: unknown transform 'Normalise'",
+        ),
     ],
 )
 def test_a_mistake_in_the_transforms_of_deployment_names_the_file_and_the_key(change, words):
     with pytest.raises(ConfigError) as caught:
         export_transforms(load_config(QUICK, [change]))
-    assert str(caught.value).startswith(f"{QUICK}: {words}; did you mean")
+    assert str(caught.value).startswith(str(QUICK))
+    assert f": {words}; did you mean" in str(caught.value)
 
 
 def test_an_unknown_argument_of_a_model_names_the_file_and_the_key():
     with pytest.raises(ConfigError) as caught:
         build_model(load_config(QUICK, ["model.lamda=1"]), 2)
-    assert str(caught.value).startswith(f"{QUICK}: model: BiSeNetV2 has no argument 'lamda'")
+    assert str(caught.value).startswith(f"{QUICK}:39: model: BiSeNetV2 has no argument 'lamda'")
 
 
 def rates(schedule: str, steps: int) -> list[float]:
@@ -228,8 +242,11 @@ def test_every_key_that_paddleseg_gives_its_data_sets_is_read(write):
         "edge: False, mode: train, transforms: [{type: Normalize}]}"
     )
     disc = "{type: OpticDiscSeg, dataset_root: data, mode: val, edge: True, transforms: [{type: Normalize}]}"
-    values = load_config(QUICK, [f"train_dataset={own}", f"val_dataset={disc}"]).values
+    values = load_config(QUICK, [f"train_dataset={own}", f"val_dataset={disc}"]).document.values
     assert values["train_dataset"]["separator"] == " "
     other = "_base_: base.yml\ntrain_dataset: {_inherited_: False, type: SyntheticOpticDisc, count: 3}\n"
     write(QUICK.read_text(), "base.yml")
-    assert load_config(write(other)).values["train_dataset"] == {"type": "SyntheticOpticDisc", "count": 3}
+    assert load_config(write(other)).document.values["train_dataset"] == {
+        "type": "SyntheticOpticDisc",
+        "count": 3,
+    }

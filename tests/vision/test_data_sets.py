@@ -10,9 +10,7 @@ import pytest
 from PIL import Image
 
 from quantrim.errors import ConfigError, DataError
-from quantrim.images import read_image
-from quantrim.vision.config import load_config
-from quantrim.vision.data.build import build_data
+from quantrim.vision.config import build_data, load_config
 from quantrim.vision.data.cifar import cifar10
 from quantrim.vision.data.datasets import Kept, read_mask
 from quantrim.vision.data.folders import cityscapes, class_folders, pascal_voc
@@ -177,7 +175,7 @@ def test_missing_cifar_says_what_to_unpack(tmp_path):
 
 
 def test_a_data_set_without_its_number_of_classes_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match="train_dataset: num_classes is missing"):
+    with pytest.raises(ConfigError, match=r"train_dataset.num_classes: is missing"):
         build_data(config_of(tmp_path, "type: Dataset"))
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantrim.errors import ConfigError
-from quantrim.vision.config import load_config
-from quantrim.vision.data.build import build_data
+from quantrim.vision.config import build_data, load_config
 
 GOOD = """
 batch_size: 3
@@ -51,7 +50,7 @@ def test_the_good_one_is_good(tmp_path):
          "lr_scheduler.learning_rate: is missing"),
         ("learning_rate: {value: 0.01}", "lr_scheduler: {type: PiecewiseDecay, learning_rate: 1}",
          "lr_scheduler.values: is missing"),
-        ("momentum: 0.9", "momentun: 0.9", "optimizer: unknown key 'momentun'; did you mean 'momentum'"),
+        ("momentum: 0.9", "momentun: 0.9", "optimizer: unknown key 'momentun' of sgd; did you mean 'momentum'"),
         ("momentum: 0.9", "weight_decay: lots", "optimizer.weight_decay: is 'lots'"),
         ("{types: [{type: CrossEntropyLoss}], coef: [1]}", "CrossEntropyLoss", "loss: is 'CrossEntropyLoss'"),
         ("coef: [1]", "coef: [a]", "loss.coef.0: is 'a'"),
@@ -60,7 +59,7 @@ def test_the_good_one_is_good(tmp_path):
         ("target_size: [8, 8]", "target_size: big", "transform Resize: target_size is 'big'"),
         ("target_size: [8, 8]", "target_size: [0, 8]", "transform Resize: target_size.0 is 0"),
         ("[{type: Resize, target_size: [8, 8]}, {type: Normalize}]", "Resize", "transforms: is 'Resize'"),
-        ("{type: Normalize}", "Normalize", "transforms.1: is 'Normalize'; it must be a mapping"),
+        ("{type: Normalize}", "Normalize", "transforms.1: transform 'Normalize': it must be a mapping"),
         ("type: SyntheticOpticDisc", "kind: x", "train_dataset.type: is missing"),
         ("batch_size: 3", "_base_: 3", "_base_: is 3"),
         ("batch_size: 3", "seed: x", "seed: is 'x'; it must be a valid integer"),
@@ -68,25 +67,33 @@ def test_the_good_one_is_good(tmp_path):
          "train_dataset: unknown key 'datset_root' of SyntheticOpticDisc; did you mean 'dataset_root'?"),
         ("count: 2", "train_path: x", "unknown key 'train_path' of SyntheticOpticDisc; it is one of Dataset"),
         ("count: 2", "difficulty: hard", "train_dataset.difficulty: is 'hard'"),
-        ("count: 2", "mode: tarin", "train_dataset: mode 'tarin'; did you mean 'train'?"),
+        ("count: 2", "mode: tarin", "train_dataset.mode: unknown 'tarin'; did you mean 'train'?"),
         ("count: 2", "num_classes: 3", "train_dataset.num_classes: is 3, but train_dataset has 2 classes"),
         ("iters: 2", "iters: 2\nval_dataset: {type: Dataset, num_clases: 2}",
          "val_dataset: unknown key 'num_clases' of Dataset; did you mean 'num_classes'?"),
         ("iters: 2", "iters: 2\nval_dataset: {type: Cityscapes, separator: x}",
          "val_dataset: unknown key 'separator' of Cityscapes; it is one of OpticDiscSeg"),
         ("learning_rate: {value: 0.01}", "lr_scheduler: {type: PolynomialDecay, learning_rate: 1, pwoer: 0.9}",
-         "lr_scheduler: unknown key 'pwoer'; did you mean 'power'?"),
+         "lr_scheduler: unknown key 'pwoer' of PolynomialDecay; did you mean 'power'?"),
         ("learning_rate: {value: 0.01}",
          "lr_scheduler: {type: StepDecay, learning_rate: 0.1, step_size: 3, power: 1}",
-         "lr_scheduler: unknown key 'power'; legal: gamma,"),
+         "lr_scheduler: unknown key 'power' of StepDecay; legal: gamma,"),
         ("learning_rate: {value: 0.01}", "lr_scheduler: {type: PolyDecay, learning_rate: 0.1}",
          "lr_scheduler.type: unknown 'PolyDecay'; did you mean 'PolynomialDecay'?"),
         ("learning_rate: {value: 0.01}", "lr_scheduler: ", "neither 'lr_scheduler' nor 'learning_rate'"),
         ("{value: 0.01}", "{value: 0.01, decay: {type: poly, pwoer: 0.9}}",
-         "learning_rate.decay: unknown key 'pwoer'; did you mean 'power'?"),
+         "learning_rate.decay: unknown key 'pwoer' of PolynomialDecay; did you mean 'power'?"),
         ("{value: 0.01}", "{value: 0.01, decay: {type: ply}}",
-         "learning_rate.decay.type: unknown 'ply'; did you mean 'poly'?"),
+         "learning_rate.decay: unknown type 'ply'; did you mean 'poly'?"),
         ("{value: 0.01}", "{value: 0.01, decay: {type: piecewise}}", "learning_rate.decay.values: is missing"),
+        ("{type: Normalize}", "{type: Normalize, mean: [0, 0, 0, 0], std: [1, 1, 1, 1]}",
+         "train_dataset.transforms.1: transform Normalize: mean has 4 values; give 3, or 1 for grey images"),
+        ("{type: Normalize}", "{type: Normalize, mean: [0], std: [0]}", "give one std, not 0, a mean"),
+        ("target_size: [8, 8]", "target_size: [8, 99999]", "target_size.1 is 99999; it must be less than"),
+        ("size: 16", "size: 1", "train_dataset.size: is 1; it must be greater than or equal to 8"),
+        ("{type: Normalize}", "{type: RandomBlur, prob: .nan}", "prob is nan; it must be"),
+        ("{type: FastSCNN}", "{type: FastSCNN, num_classes: 100000000}", "model.num_classes: is 100000000"),
+        ("batch_size: 3", "batch_size: 3\ntest_config: {crop_size: []}", "test_config.crop_size.0: is missing"),
         ("iters: 2", "iters: 2\nexport: {transfroms: []}",
          "export: unknown key 'transfroms'; did you mean 'transforms'?"),
     ],

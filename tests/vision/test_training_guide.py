@@ -11,9 +11,9 @@ import yaml
 from typer.testing import CliRunner
 
 from quantrim.cli import app
-from quantrim.vision.config import LOSSES, build_loss, build_model, build_optimizer, load_config
-from quantrim.vision.data.build import DATASETS, build_data
+from quantrim.vision.config import build_data, build_loss, build_model, build_optimizer, load_config
 from quantrim.vision.data.transforms import TRANSFORMS
+from quantrim.vision.schema import DATASETS, LOSSES
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
-from quantrim.vision.data.sample import Sample
+from quantrim.vision.data.sample import Channels, Extent, Probability, Sample
 
 
 @dataclass(frozen=True)
 class Normalize:
     """(x / 255 - mean) / std."""
 
-    mean: Sequence[float] = (0.5, 0.5, 0.5)
-    std: Sequence[float] = (0.5, 0.5, 0.5)
+    mean: Channels = (0.5, 0.5, 0.5)
+    std: Channels = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or 0 in self.std:
+            raise ValueError(f"mean {list(self.mean)} and std {list(self.std)}: give one std, not 0, a mean.")
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -28,7 +31,7 @@ class Normalize:
 class RandomBlur:
     """Gaussian blur with probability ``prob`` and a random odd kernel of at most 9 pixels."""
 
-    prob: float = 0.1
+    prob: Probability = 0.1
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -42,8 +45,8 @@ class RandomBlur:
 class RandomNoise:
     """Gaussian noise of at most ``max_sigma`` grey levels with probability ``prob``."""
 
-    prob: float = 0.5
-    max_sigma: float = 10.0
+    prob: Probability = 0.5
+    max_sigma: Extent = 10.0
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -63,14 +66,14 @@ class RandomDistort:
         hue_range: largest turn of the hue, degrees.
     """
 
-    brightness_range: float = 0.5
-    brightness_prob: float = 0.5
-    contrast_range: float = 0.5
-    contrast_prob: float = 0.5
-    saturation_range: float = 0.5
-    saturation_prob: float = 0.5
-    hue_range: float = 18.0
-    hue_prob: float = 0.5
+    brightness_range: Extent = 0.5
+    brightness_prob: Probability = 0.5
+    contrast_range: Extent = 0.5
+    contrast_prob: Probability = 0.5
+    saturation_range: Extent = 0.5
+    saturation_prob: Probability = 0.5
+    hue_range: Extent = 18.0
+    hue_prob: Probability = 0.5
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""

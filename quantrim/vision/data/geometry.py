@@ -11,7 +11,18 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from quantrim.vision.data.sample import Sample, Size, padded, resized
+from quantrim.vision.data.sample import (
+    Channels,
+    Extent,
+    Label,
+    Probability,
+    Sample,
+    Scale,
+    Side,
+    Size,
+    padded,
+    resized,
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,7 @@ class Resize:
 class ResizeByLong:
     """Resize so that the longer side is ``long_size``."""
 
-    long_size: int
+    long_size: Side
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -42,7 +53,7 @@ class ResizeByLong:
 class ResizeByShort:
     """Resize so that the shorter side is ``short_size``."""
 
-    short_size: int
+    short_size: Side
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -55,8 +66,8 @@ class ResizeByShort:
 class LimitLong:
     """Resize only if the longer side is above ``max_long`` or below ``min_long``."""
 
-    max_long: int | None = None
-    min_long: int | None = None
+    max_long: Side | None = None
+    min_long: Side | None = None
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -73,9 +84,9 @@ class LimitLong:
 class ResizeStepScaling:
     """Scale by a random factor from ``min_scale_factor`` to ``max_scale_factor`` in steps."""
 
-    min_scale_factor: float = 0.75
-    max_scale_factor: float = 1.25
-    scale_step_size: float = 0.25
+    min_scale_factor: Scale = 0.75
+    max_scale_factor: Scale = 1.25
+    scale_step_size: Extent = 0.25
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -91,8 +102,8 @@ class ResizeStepScaling:
 class ResizeRangeScaling:
     """Resize the longer side to a random value in ``min_value``..``max_value``."""
 
-    min_value: int = 400
-    max_value: int = 600
+    min_value: Side = 400
+    max_value: Side = 600
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -103,7 +114,7 @@ class ResizeRangeScaling:
 class RandomHorizontalFlip:
     """Mirror left and right with probability ``prob``."""
 
-    prob: float = 0.5
+    prob: Probability = 0.5
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -117,7 +128,7 @@ class RandomHorizontalFlip:
 class RandomVerticalFlip:
     """Mirror top and bottom with probability ``prob``."""
 
-    prob: float = 0.1
+    prob: Probability = 0.1
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -132,8 +143,8 @@ class Padding:
     """Pad to ``target_size`` (width, height) on the right and below."""
 
     target_size: Size
-    im_padding_value: Sequence[float] = (127.5, 127.5, 127.5)
-    label_padding_value: int = 255
+    im_padding_value: Channels = (127.5, 127.5, 127.5)
+    label_padding_value: Label = 255
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -145,8 +156,8 @@ class RandomPaddingCrop:
     """Random crop of ``crop_size`` (width, height); smaller pictures are padded first."""
 
     crop_size: Size = (512, 512)
-    im_padding_value: Sequence[float] = (127.5, 127.5, 127.5)
-    label_padding_value: int = 255
+    im_padding_value: Channels = (127.5, 127.5, 127.5)
+    label_padding_value: Label = 255
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -170,9 +181,9 @@ def _warped(sample: Sample, matrix: np.ndarray, size: Size, value: Sequence[floa
 class RandomRotation:
     """Rotate by a random angle of at most ``max_rotation`` degrees about the centre; the size stays."""
 
-    max_rotation: float = 15.0
-    im_padding_value: Sequence[float] = (127.5, 127.5, 127.5)
-    label_padding_value: int = 255
+    max_rotation: Extent = 15.0
+    im_padding_value: Channels = (127.5, 127.5, 127.5)
+    label_padding_value: Label = 255
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -194,12 +205,12 @@ class RandomAffine:
     """
 
     size: Size = (224, 224)
-    translation_offset: float = 0.0
-    max_rotation: float = 15.0
-    min_scale_factor: float = 0.75
-    max_scale_factor: float = 1.25
-    im_padding_value: Sequence[float] = (128, 128, 128)
-    label_padding_value: int = 255
+    translation_offset: Extent = 0.0
+    max_rotation: Extent = 15.0
+    min_scale_factor: Scale = 0.75
+    max_scale_factor: Scale = 1.25
+    im_padding_value: Channels = (128, 128, 128)
+    label_padding_value: Label = 255
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -223,8 +234,8 @@ class RandomScaleAspect:
         aspect_ratio: the aspect is drawn from ``aspect_ratio`` to its inverse; 0 turns the transform off.
     """
 
-    min_scale: float = 0.5
-    aspect_ratio: float = 0.33
+    min_scale: Probability = 0.5
+    aspect_ratio: Extent = 0.33
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -267,9 +278,9 @@ def _cropped(sample: Sample, window: Window) -> Sample:
 class PaddingByAspectRatio:
     """Pad on the right or below until width / height is ``aspect_ratio``."""
 
-    aspect_ratio: float = 1.0
-    im_padding_value: Sequence[float] = (127.5, 127.5, 127.5)
-    label_padding_value: int = 255
+    aspect_ratio: Scale = 1.0
+    im_padding_value: Channels = (127.5, 127.5, 127.5)
+    label_padding_value: Label = 255
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -283,8 +294,8 @@ class ScalePadding:
     """Pad to a square on the right or below, then resize to ``target_size`` (width, height)."""
 
     target_size: Size = (512, 512)
-    im_padding_value: Sequence[float] = (127.5, 127.5, 127.5)
-    label_padding_value: int = 255
+    im_padding_value: Channels = (127.5, 127.5, 127.5)
+    label_padding_value: Label = 255
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -299,9 +310,9 @@ class RandomResizedCrop:
     Szegedy et al., "Going Deeper with Convolutions" (2015); where no crop fits, the middle square.
     """
 
-    size: int = 224
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    size: Side = 224
+    scale: tuple[Scale, Scale] = (0.08, 1.0)
+    ratio: tuple[Scale, Scale] = (3 / 4, 4 / 3)
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -316,7 +327,7 @@ class RandomResizedCrop:
 class CenterCrop:
     """The middle ``size`` x ``size`` pixels."""
 
-    size: int = 224
+    size: Side = 224
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""

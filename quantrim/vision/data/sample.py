@@ -13,12 +13,26 @@ from typing import Annotated
 
 import cv2
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from quantrim.errors import DataError, first_line
 from quantrim.images import require_size
 
-_Side = Annotated[int, Field(ge=1)]
-Size = tuple[_Side, _Side]
+
+def _one_or_three(values: Sequence[float]) -> Sequence[float]:
+    if len(values) not in (1, 3):
+        raise ValueError(f"has {len(values)} values; give 3, or 1 for grey images.")
+    return values
+
+
+#: Legal values of the arguments of transforms, read where a configuration becomes a transform.
+Side = Annotated[int, Field(ge=1, le=2**14)]
+Size = tuple[Side, Side]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(gt=0, le=64)]
+Extent = Annotated[float, Field(ge=0, le=2**14)]
+Channels = Annotated[Sequence[Annotated[float, Field(allow_inf_nan=False)]], AfterValidator(_one_or_three)]
+Label = Annotated[int, Field(ge=0, le=255)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +88,20 @@ def padded(sample: Sample, width: int, height: int, value: Sequence[float], labe
 
 
 def apply(transforms: Sequence[Transform], sample: Sample, generator: np.random.Generator) -> Sample:
-    """Run transforms in order."""
+    """Run transforms in order.
+
+    Raises:
+        DataError: a transform can't work on an image of this size or these channels.
+    """
     for transform in transforms:
-        sample = transform(sample, generator)
+        try:
+            sample = transform(sample, generator)
+        except (cv2.error, ArithmeticError, IndexError, MemoryError, TypeError, ValueError) as error:
+            height, width, channels = sample.image.shape
+            raise DataError(
+                f"transform {type(transform).__name__} fails on an image of {width}x{height} pixels and "
+                f"{channels} channels ({first_line(error)}). Correct its arguments."
+            ) from error
     return sample
 
 

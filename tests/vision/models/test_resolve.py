@@ -45,9 +45,8 @@ def test_every_name_builds_a_module(name):
         ({"type": "BiSeNetV2", "num_clases": 2}, "no argument 'num_clases'; did you mean 'num_classes'"),
         ({"type": "BiSeNetV2"}, "BiSeNetV2 needs num_classes"),
         ({"type": "torchvision.models.resnet51"}, "no 'resnet51' to call; did you mean 'resnet50'"),
-        ({"type": "no_such_package.models.x"}, "no_such_package.models can't be imported"),
-        ({"type": "os.system", "command": "true"}, "neither a torch.nn.Module class nor a Python function"),
-        ({"type": "posixpath.join", "a": "x"}, "makes str, not a torch.nn.Module"),
+        ({"type": "torchvision.models.no.such.x"}, "torchvision.models.no.such can't be imported"),
+        ({"type": "MobileNetV1", "num_classes": 2, "scale": {}}, "MobileNetV1 can't be built with these"),
         ({"type": "FCN", "num_classes": 2, "backbone": {"type": "MobileNetV1"}}, "has no feat_channels"),
         (
             {"type": "FCN", "num_classes": 2, "backbone": {"type": "HRNet_W18"}, "backbone_indices": [3]},
@@ -62,6 +61,78 @@ def test_every_name_builds_a_module(name):
 def test_a_wrong_section_says_what_is_wrong(spec, message):
     with torch.device("meta"), pytest.raises(ConfigError, match=message):
         model_from_spec(spec)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "os.system",
+        "subprocess.getoutput",
+        "torch.nn.Linear",
+        "torch.load",
+        "tests.vision.models.test_resolve.Heads",
+        "quantrim.vision.models.weights.load_pretrained",
+        "quantrim.vision.models.resolve.model_from_spec",
+        "torchvision.models._api.load_state_dict_from_url",
+        "torchvision.models._utils.OrderedDict",
+        "torchvision.models.get_model",
+        "torchvision.models.resnet.partial",
+        "torchvision.modelsx.y",
+        "timm.models.load_checkpoint",
+        "timm.models._factory.load_model_config_from_path",
+        "timm.utils.model_ema.deepcopy",
+        "segmentation_models_pytorch.from_pretrained",
+    ],
+)
+def test_nothing_but_listed_builders_of_models_is_called_for_a_configuration(path):
+    with pytest.raises(ConfigError, match=r"not allowed|no model of|neither a|can't be imported"):
+        resolve_model(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "torchvision.models.resnet18",
+        "torchvision.models.ResNet",
+        "torchvision.models.segmentation.fcn_resnet50",
+        "timm.create_model",
+        "timm.models.resnet18",
+        "quantrim.vision.models.Segmenter",
+        "quantrim.vision.models.resnet_vd.resnet50_vd",
+    ],
+)
+def test_builders_of_the_known_libraries_are_found(path):
+    assert callable(resolve_model(path))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"model_name": "resnet18", "checkpoint_path": "x.pth"},
+        {"model_name": "hf-hub:someone/something"},
+        {"model_name": "local-dir:/tmp/x"},
+        {"model_name": "resnet18", "pretrained_cfg": {"file": "x.pth"}},
+    ],
+)
+def test_a_configuration_does_not_make_timm_read_files_of_its_choice(arguments):
+    with pytest.raises(ConfigError, match="names a file or an address"):
+        model_from_spec({"type": "timm.create_model", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"type": "posixpath.join", "a": "x"}, "makes str, not a torch.nn.Module"),
+        ({"type": "os.getcwd"}, "neither a torch.nn.Module class nor a Python function"),
+        ({"type": "torch.nn.Module"}, "computes nothing"),
+        ({"type": "no_such_package.models.x"}, "no_such_package.models can't be imported"),
+    ],
+)
+def test_trusted_paths_still_lead_to_a_module_or_to_one_line(spec, message):
+    with pytest.raises(ConfigError, match=message):
+        model_from_spec(spec, trust_code=True)
+    linear = {"type": "torch.nn.Linear", "in_features": 2, "out_features": 3}
+    assert isinstance(model_from_spec(linear, trust_code=True), nn.Linear)
 
 
 def test_an_import_path_reaches_torchvision():
