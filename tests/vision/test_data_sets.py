@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from quantrim.errors import ConfigError, DataError
+from quantrim.images import read_image
 from quantrim.vision.config import build_data, load_config
 from quantrim.vision.data.cifar import cifar10
 from quantrim.vision.data.datasets import Kept, read_mask
