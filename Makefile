@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all lint types size native bench clean
+.PHONY: setup demo test test-all lint types size native clean
 
 setup: $(STAMP)
 

@@ -38,7 +38,7 @@ from quantrim.vision.train import TrainSettings, train
 from quantrim.vision.views import Predict
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
-BATCH_SIZE = 50  # of the tests, seed 001's
+BATCH_SIZE = 50  # of Paddle's tests
 CALIBRATION = 100
 
 
@@ -220,7 +220,7 @@ def _binary_path(plan: Plan) -> Path:
 
 
 def _binary(tested: VisionData, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of the validation set, through seed 001's binary format."""
+    """Images and labels of the validation set, through Paddle's binary test format."""
     path = _binary_path(plan)
     if not path.exists():
         write_binary(path, tested)

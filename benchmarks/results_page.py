@@ -51,9 +51,9 @@ def _classifier_accuracy(rows: Rows) -> str:
     facts = _span(found, "iterations"), _span(found, "qat_iterations"), _span(found, "images")
     text = (
         "## I. Accuracy of classifiers: FP32, fake-quant, INT8\n\n"
-        "Seed 001's table I. The pretrained ImageNet weights of these networks can't be had here, so each "
+        "The table of Paddle's INT8 tutorial. The pretrained ImageNet weights of these networks can't be had here, so each "
         f"network was trained on Fashion-MNIST at 32x32 for {facts[0]} iterations of 64 pictures, then "
-        f"{facts[1]} iterations with quantization, and judged on {facts[2]} validation pictures in seed 001's "
+        f"{facts[1]} iterations with quantization, and judged on {facts[2]} validation pictures in Paddle's "
         "binary format. *Fake-quant* is the module with quantizers in torch, *INT8* the exported file on its "
         "engine; the difference of the two is what conversion costs. Such short training does not reach the "
         "networks' best accuracy; the differences between columns are what the table is for.\n\n"
@@ -102,7 +102,7 @@ def _classifier_speed(rows: Rows) -> str:
     body = _table([*head, "native FP32", "native INT8", "ratio"], lines, left=2)
     return (
         "## II. Speed of classifiers: images per second\n\n"
-        f"Seed 001's table II, at 224x224, batch {_span(found, 'batch_size')}, from the median of "
+        f"The second table of Paddle's INT8 tutorial, at 224x224, batch {_span(found, 'batch_size')}, from the median of "
         f"{_span(found, 'runs')} runs. Weights are random, which changes no latency. FP32 and INT8 take turns. "
         "Each engine has the INT8 file of its own target. *native* is `cpp/quantrim_bench`.\n\n" + body
     )
@@ -177,7 +177,7 @@ def _pruned(rows: Rows) -> str:
     head = ["model", "size", "engine", "threads", "ratio", "GFLOPs", "million parameters", "FP32 ms", "saved"]
     return (
         "## V. Latency of pruned segmentation models\n\n"
-        "Seed 002's second table. Channels go by the L1 norm of random weights: the shapes are those of a real "
+        "The second table of PaddleSeg's compression tutorial. Channels go by the L1 norm of random weights: the shapes are those of a real "
         "run with these ratios, the accuracy is not measured here.\n\n" + _table(head, lines, left=3)
     )
 

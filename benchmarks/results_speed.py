@@ -90,7 +90,7 @@ class MainHead(nn.Module):
 
 
 def segmentation_model(name: str, num_classes: int = CITYSCAPES_CLASSES) -> nn.Module:
-    """The model of a seed's configuration, with seeded random weights, in eval mode."""
+    """The model of a configuration, with seeded random weights, in eval mode."""
     torch.manual_seed(0)
     config = load_config(Path("configs/cityscapes") / f"{SEGMENTATION[name]}.yml")
     return build_model(config, num_classes).eval()
@@ -134,7 +134,7 @@ def segmentation_latency(name: str, size: str, engine: str, threads: int, effort
 
 
 def pruned_latency(name: str, size: str, engine: str, threads: int, effort: Effort) -> dict[str, Any]:
-    """Milliseconds, FLOPs and parameters of a model, whole and pruned by the L1 norm to seed 002's ratios."""
+    """Milliseconds, FLOPs and parameters of a model, whole and pruned by the L1 norm to the ratios of PaddleSeg's tutorial."""
     files = {"0": segmentation_file(name, size, effort.folder)}
     costs: dict[str, Mapping[str, float]] = {}
     example = torch.randn(1, 3, *SIZES[size], generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Seed 004's walk-through on quantrim: train MobileNetV1, quantize it while training, export, compare.
+"""PaddleSlim's walk-through on quantrim: train MobileNetV1, quantize it while training, export, compare.
 
     python examples/qat_fashion_mnist.py --data /usr/share/datasets/fashion-mnist [--epochs 1 --qat-epochs 1]
     python examples/qat_fashion_mnist.py --synthetic         # no data needed, a minute or two

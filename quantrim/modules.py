@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from quantrim.errors import ModelError
+from quantrim.errors import ModelError, QuantrimError, first_line
 
 #: Positional and keyword arguments of a forward.
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -34,6 +34,25 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, tied ones under each of their names."""
     named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     return named | dict(module.named_buffers(remove_duplicate=False))
+
+
+@contextmanager
+def examples_accepted(module: nn.Module) -> Iterator[None]:
+    """Turn what a forward raises on example inputs into one sentence.
+
+    Raises:
+        ModelError: the forward failed; the user's own code may raise anything.
+    """
+    try:
+        yield
+    except QuantrimError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the forward of {type(module).__name__} fails on the example inputs: {first_line(error)}. "
+            "Pass example_inputs that the model accepts.",
+            field="example_inputs",
+        ) from error
 
 
 @contextmanager

@@ -48,12 +48,12 @@ class BenchRow:
     throughput: float
 
     def to_json(self) -> dict[str, Any]:
-        """The contract's keys."""
+        """Plain values by the keys of the JSON schema."""
         return asdict(self)
 
 
 def bench(
-    models: Sequence[str | Path],
+    models: str | Path | Sequence[str | Path],
     *,
     engines: Sequence[str] = ("openvino",),
     threads: int = 1,
@@ -67,7 +67,7 @@ def bench(
     """Time models side by side: one run of each in turn, ``repeat`` times over.
 
     Args:
-        models: model files.
+        models: a model file, or several.
         engines: engines to run each on.
         threads: CPU threads of a run.
         batch_size: size of the first axis where it is dynamic.
@@ -85,9 +85,10 @@ def bench(
     """
     if repeat < 1 or warmup < 0 or streams < 1:
         raise EngineError(f"repeat is {repeat}, warmup {warmup}, streams {streams}; they must be positive.")
+    files = [models] if isinstance(models, str | Path) else models
     sessions = [
         (str(model), open_session(model, engine, threads=threads, precision=precision))
-        for model in models
+        for model in files
         for engine in engines
         for precision in precisions
         if precision == "f32" or engine == "openvino"

@@ -37,7 +37,7 @@ class EngineResult:
     headline: str
 
     def to_json(self) -> dict[str, Any]:
-        """The contract's keys."""
+        """Plain values by the keys of the documented JSON schema."""
         times = self.times
         return {
             "headline": self.headline,

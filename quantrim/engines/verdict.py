@@ -57,7 +57,7 @@ class Verdict:
     layers: int
 
     def to_json(self) -> dict[str, Any]:
-        """The contract's keys."""
+        """Plain values by the keys of the documented JSON schema."""
         return asdict(self)
 
 

@@ -76,7 +76,7 @@ class PruningResult:
     expected_loss: float
 
     def to_json(self) -> dict[str, Any]:
-        """The contract's keys, without those that need an engine or data."""
+        """The keys of the JSON schema that need neither engine nor data."""
         return {
             "flops": self.flops,
             "params": self.params,
@@ -208,9 +208,9 @@ def prune(
         ModelError: the model can't be analysed, or the ratio can't be reached; the module is then unchanged.
 
     Example:
-        >>> import torch, quantrim
+        >>> import quantrim, torch
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.ReLU(), torch.nn.Conv2d(32, 4, 3))
-        >>> result = quantrim.pruning.prune(net, torch.randn(1, 3, 8, 8), ratio=0.5)
+        >>> result = quantrim.prune(net, torch.randn(1, 3, 8, 8), ratio=0.5)
         >>> net[0].out_channels, round(result.achieved, 2)
         (16, 0.5)
     """

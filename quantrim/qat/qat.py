@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from quantrim.errors import CheckpointError, ConfigError, DataError, ModelError
-from quantrim.modules import Arguments, Inputs, example_arguments, in_mode
+from quantrim.modules import Arguments, Inputs, example_arguments, examples_accepted, in_mode
 from quantrim.placement import Plan
 from quantrim.qat.config import EXPORTED_BITS, QATConfig
 from quantrim.qat.export.export import ExportResult, export_int8
@@ -51,6 +51,7 @@ class QAT:
 
     Example:
         >>> import torch
+        >>> from quantrim import QAT
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
         >>> qat = QAT(net, torch.randn(1, 3, 8, 8))
         >>> tuple(qat.module(torch.randn(2, 3, 8, 8)).shape)
@@ -76,7 +77,8 @@ class QAT:
         self.config = config or QATConfig()
         self.example = example_arguments(example_inputs)
         self.examples = (self.example, *map(example_arguments, more_examples))
-        evaluated, trained = _traces(self.module, self.examples)
+        with examples_accepted(module):
+            evaluated, trained = _traces(self.module, self.examples)
         layout = plan_module(self.module, evaluated, trained, self.target, self.config)
         if not layout.plan.weights:
             reasons = "; ".join(sorted(set(layout.plan.float_nodes.values())))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantrim import vision
 from quantrim.engines import open_session
 from quantrim.engines.inspect import inspect
 from quantrim.files import write_json
@@ -21,7 +22,7 @@ from quantrim.vision.evaluate import engine_predictor, evaluate, torch_predictor
 from quantrim.vision.train import TrainSettings
 
 #: The demo's configuration, shipped inside the package.
-CONFIG = Path(__file__).parent / "vision" / "demo.yml"
+CONFIG = Path(vision.__file__).parent / "demo.yml"
 #: Pictures in the report.
 _SHOWN = 4
 

@@ -122,7 +122,7 @@ class PruneRun:
     seconds: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """The contract's keys and more."""
+        """Plain values by the keys of the documented JSON schema."""
         return {
             "command": "prune",
             "output": self.output,

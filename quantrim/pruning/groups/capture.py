@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from quantrim.errors import ModelError, first_line
-from quantrim.modules import Arguments, function_modes_restored, in_mode
+from quantrim.modules import Arguments, examples_accepted, function_modes_restored, in_mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,13 +221,8 @@ def _inputs_of_children(module: nn.Module, arguments: Arguments) -> dict[str, tu
         child.register_forward_pre_hook(keep(name), with_kwargs=True, prepend=True) for name, child in named
     ]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), examples_accepted(module):
             module(*arguments[0], **arguments[1])
-    except Exception as error:  # the user's forward may raise anything
-        raise ModelError(
-            f"the forward of {type(module).__name__} fails on the example inputs: {first_line(error)}. "
-            "Pass example_inputs that the model accepts."
-        ) from error
     finally:
         for handle in handles:
             handle.remove()

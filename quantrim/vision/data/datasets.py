@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from quantrim.errors import DataError
 from quantrim.images import read_image, read_labels
-from quantrim.vision.data.sample import Sample, Step, Transform, apply
+from quantrim.vision.data.sample import GeometricStep, Sample, Transform, apply
 
 Task = Literal["segmentation", "classification"]
 
@@ -87,7 +87,7 @@ class VisionData:
                 + ". Correct the label, or num_classes."
             )
 
-    def steps(self, index: int) -> tuple[Step, ...]:
+    def steps(self, index: int) -> tuple[GeometricStep, ...]:
         """Geometric changes of a picture, for the way back."""
         return self.sample(index)[0].steps
 

@@ -36,7 +36,7 @@ Label = Annotated[int, Field(ge=0, le=255)]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class GeometricStep:
     """A geometric change that prediction must undo: "resize" or "pad" from a (height, width)."""
 
     kind: str
@@ -56,7 +56,7 @@ class Sample:
 
     image: np.ndarray
     mask: np.ndarray | None = None
-    steps: tuple[Step, ...] = ()
+    steps: tuple[GeometricStep, ...] = ()
 
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
@@ -66,7 +66,7 @@ def resized(sample: Sample, width: int, height: int) -> Sample:
     """The sample at another size, of one pixel at least: a line of a picture may shrink to nothing."""
     width, height = max(1, width), max(1, height)
     require_size(width, height)
-    before = Step("resize", *sample.image.shape[:2])
+    before = GeometricStep("resize", *sample.image.shape[:2])
     image = cv2.resize(sample.image, (width, height), interpolation=cv2.INTER_LINEAR)
     mask = sample.mask
     if mask is not None:
@@ -84,7 +84,7 @@ def padded(sample: Sample, width: int, height: int, value: Sequence[float], labe
     if mask is not None:
         mask = cv2.copyMakeBorder(mask, 0, down, 0, right, cv2.BORDER_CONSTANT, value=label)  # type: ignore[call-overload]
     image = image.reshape(*image.shape[:2], -1)  # OpenCV drops a single channel
-    return Sample(image, mask, (*sample.steps, Step("pad", rows, columns)))
+    return Sample(image, mask, (*sample.steps, GeometricStep("pad", rows, columns)))
 
 
 def apply(transforms: Sequence[Transform], sample: Sample, generator: np.random.Generator) -> Sample:
@@ -105,7 +105,7 @@ def apply(transforms: Sequence[Transform], sample: Sample, generator: np.random.
     return sample
 
 
-def undo(scores: np.ndarray, steps: Sequence[Step]) -> np.ndarray:
+def undo(scores: np.ndarray, steps: Sequence[GeometricStep]) -> np.ndarray:
     """Bring logits back to the size of the original picture.
 
     Args:
