@@ -51,7 +51,8 @@ def _classifier_accuracy(rows: Rows) -> str:
     facts = _span(found, "iterations"), _span(found, "qat_iterations"), _span(found, "images")
     text = (
         "## I. Accuracy of classifiers: FP32, fake-quant, INT8\n\n"
-        "The table of Paddle's INT8 tutorial. The pretrained ImageNet weights of these networks can't be had here, so each "
+        "The table of Paddle's INT8 tutorial. The pretrained ImageNet weights of these networks can't be had "
+        "here, so each "
         f"network was trained on Fashion-MNIST at 32x32 for {facts[0]} iterations of 64 pictures, then "
         f"{facts[1]} iterations with quantization, and judged on {facts[2]} validation pictures in Paddle's "
         "binary format. *Fake-quant* is the module with quantizers in torch, *INT8* the exported file on its "
@@ -102,7 +103,8 @@ def _classifier_speed(rows: Rows) -> str:
     body = _table([*head, "native FP32", "native INT8", "ratio"], lines, left=2)
     return (
         "## II. Speed of classifiers: images per second\n\n"
-        f"The second table of Paddle's INT8 tutorial, at 224x224, batch {_span(found, 'batch_size')}, from the median of "
+        f"The second table of Paddle's INT8 tutorial, at 224x224, batch {_span(found, 'batch_size')}, from the "
+        "median of "
         f"{_span(found, 'runs')} runs. Weights are random, which changes no latency. FP32 and INT8 take turns. "
         "Each engine has the INT8 file of its own target. *native* is `cpp/quantrim_bench`.\n\n" + body
     )
@@ -147,9 +149,9 @@ def _segmentation_latency(rows: Rows) -> str:
         return ""
     return (
         "## IV. Latency of segmentation models, FP32 and INT8\n\n"
-        "The tables of seeds 000 and 002, on this CPU instead of their V100 with TensorRT. Batch 1, 19 "
+        "The tables of PaddleSeg's tutorials, on this CPU instead of their V100 with TensorRT. Batch 1, 19 "
         "classes, logits at full size; copying them out is part of Python's time, not of the native runner's. "
-        "Weights are random, which changes no latency; accuracy: table III. *saved* is the seeds' speed-up, "
+        "Weights are random, which changes no latency; accuracy: table III. *saved* is the tutorials' speed-up, "
         "(FP32 - INT8) / FP32.\n\n" + text
     )
 
@@ -177,7 +179,8 @@ def _pruned(rows: Rows) -> str:
     head = ["model", "size", "engine", "threads", "ratio", "GFLOPs", "million parameters", "FP32 ms", "saved"]
     return (
         "## V. Latency of pruned segmentation models\n\n"
-        "The second table of PaddleSeg's compression tutorial. Channels go by the L1 norm of random weights: the shapes are those of a real "
+        "The second table of PaddleSeg's compression tutorial. Channels go by the L1 norm of random weights: the "
+        "shapes are those of a real "
         "run with these ratios, the accuracy is not measured here.\n\n" + _table(head, lines, left=3)
     )
 

@@ -134,7 +134,7 @@ def segmentation_latency(name: str, size: str, engine: str, threads: int, effort
 
 
 def pruned_latency(name: str, size: str, engine: str, threads: int, effort: Effort) -> dict[str, Any]:
-    """Milliseconds, FLOPs and parameters of a model, whole and pruned by the L1 norm to the ratios of PaddleSeg's tutorial."""
+    """Milliseconds, FLOPs and parameters of a model, whole and pruned by the L1 norm to PaddleSeg's ratios."""
     files = {"0": segmentation_file(name, size, effort.folder)}
     costs: dict[str, Mapping[str, float]] = {}
     example = torch.randn(1, 3, *SIZES[size], generator=torch.Generator().manual_seed(0))
