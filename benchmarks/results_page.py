@@ -149,9 +149,11 @@ def _segmentation_latency(rows: Rows) -> str:
         return ""
     return (
         "## IV. Latency of segmentation models, FP32 and INT8\n\n"
-        "The tables of PaddleSeg's tutorials, on this CPU instead of their V100 with TensorRT. Batch 1, 19 "
+        "The tables of PaddleSeg's tutorials, on this CPU instead of their V100 with TensorRT. Batch 1, "
+        "19 "
         "classes, logits at full size; copying them out is part of Python's time, not of the native runner's. "
-        "Weights are random, which changes no latency; accuracy: table III. *saved* is the tutorials' speed-up, "
+        "Weights are random, which changes no latency; accuracy: table III. *saved* is the tutorials' "
+        "speed-up, "
         "(FP32 - INT8) / FP32.\n\n" + text
     )
 
@@ -179,7 +181,8 @@ def _pruned(rows: Rows) -> str:
     head = ["model", "size", "engine", "threads", "ratio", "GFLOPs", "million parameters", "FP32 ms", "saved"]
     return (
         "## V. Latency of pruned segmentation models\n\n"
-        "The second table of PaddleSeg's compression tutorial. Channels go by the L1 norm of random weights: the "
+        "The second table of PaddleSeg's compression tutorial. Channels go by the L1 norm of random "
+        "weights: the "
         "shapes are those of a real "
         "run with these ratios, the accuracy is not measured here.\n\n" + _table(head, lines, left=3)
     )

@@ -17,8 +17,6 @@ ORDER = [
     *("engines", "detection", "rewrites", "post_training", "qat", "pruning", "compression", "vision", "report"),
     *("paddle", "serving", "recipes", "cli"),
 ]
-#: Arrows that are still to be cut.
-PENDING = {("quantrim.vision.data.build", "quantrim.vision.config")}
 #: Old names that answer for one release and import nothing.
 ALIASES = {"paddle_style"}
 #: Rooms that solve the same task in three ways and know nothing of each other.
@@ -77,9 +75,7 @@ def test_no_circle_of_modules() -> None:
         module: {
             target_of(*found)
             for found in imports(path)
-            if target_of(*found) in MODULES
-            and target_of(*found) != module
-            and (module, target_of(*found)) not in PENDING
+            if target_of(*found) in MODULES and target_of(*found) != module
         }
         for module, path in MODULES.items()
         if path.name != "__init__.py"
