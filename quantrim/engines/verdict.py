@@ -75,7 +75,7 @@ def judge(graph: Graph, runs: Sequence[LayerRun], engine: EngineName, planned: M
         planned: linear nodes meant to stay float → reason.
     """
     by_name = {name: run for run in runs for name in run.nodes}
-    linear = [node for node in graph.nodes if node.op in LINEAR_OPS]
+    linear = [n for n in graph.nodes if n.op in LINEAR_OPS and "keep_float" not in n.attributes]
     work = {node.name: macs(graph, node) for node in linear}
     total = sum(work.values()) or 1
     fallbacks = []

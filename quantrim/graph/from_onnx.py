@@ -13,6 +13,9 @@ from quantrim.graph.ports import Feed
 from quantrim.graph.session import reference_session, with_outputs
 from quantrim.graph.view import Graph, Node, Weight
 
+#: Key of a node's metadata: why no quantizer may touch it. Its constants are arithmetic, not trained weights.
+KEEP_FLOAT = "quantrim.keep_float"
+
 
 def graph_from_onnx(model: ir.Model, feed: Feed) -> Graph:
     """Graph view of a model, with the tensor shapes that one real run shows.
@@ -156,6 +159,8 @@ def _attributes(
         found["low"], found["high"] = (_scalar(node, position) for position in (1, 2))
     if op in ("add", "mul", "sub", "div") and any(name in constants for name in operands):
         found["constant_operand"] = True
+    if KEEP_FLOAT in node.metadata_props:
+        found["keep_float"] = node.metadata_props[KEEP_FLOAT]
     return found
 
 

@@ -107,6 +107,8 @@ def _seeds(graph: Graph, target: Target, selection: Selection) -> tuple[list[Nod
 
 
 def _guard(graph: Graph, target: Target, node: Node) -> str | None:
+    if "keep_float" in node.attributes:
+        return str(node.attributes["keep_float"])
     if node.op == "matmul":
         if not target.int8_matmul:
             return f"{target.name} keeps products of two activations in float"
