@@ -7,16 +7,18 @@ from quantrim.rewrites.argmax import ARG_MAX
 from quantrim.rewrites.base import Draft, Rewrite, Site
 from quantrim.rewrites.branches import BRANCHES
 from quantrim.rewrites.catalog import REWRITES, everywhere, rewritten, sites_of
+from quantrim.rewrites.memory import Memory, default_path
 from quantrim.rewrites.moves import MOVES
 from quantrim.rewrites.prove import prove
 from quantrim.rewrites.resize_matmul import RESIZE_AS_MATMULS
 from quantrim.rewrites.resize_order import RESIZE_ORDER
 from quantrim.rewrites.shuffle import CHANNEL_SHUFFLE
 from quantrim.rewrites.stem import SPACE_TO_DEPTH_STEM
+from quantrim.rewrites.tune import Trial, Tuned, tune
 from quantrim.rewrites.widths import PADDED_WIDTHS
 
 __all__ = [
     "ARG_MAX", "BRANCHES", "CHANNEL_SHUFFLE", "MOVES", "PADDED_WIDTHS", "RESIZE_AS_MATMULS", "RESIZE_ORDER",
-    "REWRITES", "SPACE_TO_DEPTH_STEM", "Draft", "Rewrite", "Site", "everywhere", "prove", "rewritten",
-    "sites_of",
+    "REWRITES", "SPACE_TO_DEPTH_STEM", "Draft", "Memory", "Rewrite", "Site", "Trial", "Tuned", "default_path",
+    "everywhere", "prove", "rewritten", "sites_of", "tune",
 ]  # fmt: skip

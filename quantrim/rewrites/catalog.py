@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import onnx_ir as ir
 
 from quantrim.graph.from_onnx import observed_shapes
+from quantrim.graph.ports import Feed
 from quantrim.rewrites.argmax import ARG_MAX
 from quantrim.rewrites.base import Draft, Rewrite, Shapes, Site, begin, finish
 from quantrim.rewrites.branches import BRANCHES
@@ -16,7 +17,6 @@ from quantrim.rewrites.resize_order import RESIZE_ORDER
 from quantrim.rewrites.shuffle import CHANNEL_SHUFFLE
 from quantrim.rewrites.stem import SPACE_TO_DEPTH_STEM
 from quantrim.rewrites.widths import PADDED_WIDTHS
-from quantrim.runtime import Feed
 
 #: In the order in which they are tried: what shrinks a graph comes before what reshapes it.
 REWRITES: tuple[Rewrite, ...] = (

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from quantrim.errors import ModelError
 from quantrim.graph.normalize import EQUAL_TOLERANCE, relative_distance, run_batches
-from quantrim.runtime import Feed
+from quantrim.graph.ports import Feed
 
 #: Classes that may differ, where two logits are equal to rounding.
 _TIES = 1e-3

@@ -20,8 +20,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from quantrim.graph.session import reference_session
 from quantrim.rewrites.base import Draft, Rewrite, Site, array_of, keep_float, operand, spell
-from quantrim.runtime import reference_session
 
 _NAME = "resize as matmuls"
 _REASON = "interpolation of a rewritten Resize"
