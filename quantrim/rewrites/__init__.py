@@ -9,12 +9,12 @@ from quantrim.rewrites.branches import BRANCHES
 from quantrim.rewrites.catalog import REWRITES, everywhere, rewritten, sites_of
 from quantrim.rewrites.memory import Memory, default_path
 from quantrim.rewrites.moves import MOVES
-from quantrim.rewrites.prove import prove
+from quantrim.rewrites.proof import prove
 from quantrim.rewrites.resize_matmul import RESIZE_AS_MATMULS
 from quantrim.rewrites.resize_order import RESIZE_ORDER
 from quantrim.rewrites.shuffle import CHANNEL_SHUFFLE
 from quantrim.rewrites.stem import SPACE_TO_DEPTH_STEM
-from quantrim.rewrites.tune import Trial, Tuned, tune
+from quantrim.rewrites.tuner import Trial, Tuned, tune
 from quantrim.rewrites.widths import PADDED_WIDTHS
 
 __all__ = [

@@ -1,7 +1,7 @@
 """What a rewrite is: a rule that finds sites in a graph, and a function that changes one of them.
 
 A rewrite never decides whether it pays. It says where it could be done; the engine's clock says whether
-(:mod:`quantrim.rewrites.tune`), and :func:`quantrim.rewrites.prove` that the outputs are the same.
+(:mod:`quantrim.rewrites.tuner`), and :func:`quantrim.rewrites.prove` that the outputs are the same.
 """
 
 from __future__ import annotations

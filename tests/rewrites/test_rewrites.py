@@ -226,7 +226,7 @@ def test_a_wrong_rewrite_is_refused():
 
 def test_codes_may_differ_by_one_at_an_edge_and_no_more():
     expected = np.random.default_rng(0).integers(0, 256, (100, 100)).astype(np.float32)
-    from quantrim.rewrites.prove import _compare
+    from quantrim.rewrites.proof import _compare
 
     near, far = expected.copy(), expected.copy()
     near[0, 0] += 1

@@ -28,7 +28,7 @@ from quantrim.rewrites.base import Site
 from quantrim.rewrites.catalog import rewritten, sites_of
 from quantrim.rewrites.duel import Duel, duel
 from quantrim.rewrites.memory import Memory, scope_of
-from quantrim.rewrites.prove import prove
+from quantrim.rewrites.proof import prove
 
 #: Writes the file that an engine would run of a float model, such as its INT8 form.
 Build = Callable[[ir.Model], Path]
