@@ -7,10 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantrim.errors import ConfigError
+from quantrim.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     import torch
+
+
+def model_in_folder(path: str | Path) -> Path:
+    """The one .onnx file in a folder; any other path as it is, a folder of a Paddle model too.
+
+    Raises:
+        ModelError: several .onnx files lie in the folder.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.onnx")) if path.is_dir() else []
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ModelError(f"{path}: several models lie in this folder; name one of {names}.")
+    return files[0] if files else path
 
 
 def as_onnx(
@@ -23,7 +37,7 @@ def as_onnx(
         ConfigError: an nn.Module came without example inputs, or the object is no model.
     """
     if isinstance(model, str | Path):
-        path = Path(model)
+        path = model_in_folder(model)
         if path.is_dir() or path.suffix in (".pdmodel", ".json"):
             from quantrim.graph.from_paddle import paddle_to_onnx
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from quantrim.errors import ConfigError, did_you_mean
 from quantrim.graph.ops import EXACT_OPS, LINEAR_OPS, PRODUCT_OPS
@@ -35,11 +36,15 @@ class Selection:
         skip: globs on node names; a matching node stays float.
         op_types: canonical ops that may run INT8; None for all that the target knows.
         float_nodes: names of nodes that a search for accuracy keeps float.
+        skip_tensors: names of tensors that no node may read quantized.
+        same_scale: sets of tensors that share scale and zero point.
     """
 
     skip: tuple[str, ...] = ()
     op_types: frozenset[str] | None = None
     float_nodes: frozenset[str] = frozenset()
+    skip_tensors: tuple[str, ...] = ()
+    same_scale: tuple[tuple[str, ...], ...] = ()
 
     def refuses(self, node: Node) -> str | None:
         """Why the user keeps this node float, or None."""
@@ -50,6 +55,9 @@ class Selection:
             return "op type not selected"
         if node.name in self.float_nodes:
             return "kept float for accuracy"
+        for tensor in self.skip_tensors:
+            if tensor in node.inputs:
+                return f"reads skipped tensor {tensor!r}"
         return None
 
 
@@ -76,7 +84,7 @@ def place(graph: Graph, target: Target, selection: Selection = EVERYTHING) -> Pl
         target=target.name,
         activation=target.activation,
         int8_nodes=frozenset(node.name for node in int8),
-        groups=_scale_groups(graph, target, int8, tensors),
+        groups=_scale_groups(graph, target, int8, tensors, selection.same_scale),
         reads=frozenset(reads),
         outputs=frozenset(graph.outputs) & returned,
         weights={node.name: _weight_quantizer(node) for node in int8 if node.weight is not None},
@@ -90,6 +98,15 @@ def _check_selection(graph: Graph, target: Target, selection: Selection) -> None
         if not any(fnmatch.fnmatchcase(name, glob) for name in names):
             raise ConfigError(f"skip {glob!r} matches no node{did_you_mean(glob, names[:400])}", field="skip")
     target.require_ops(selection.op_types or ())
+    known = {*graph.inputs, *(tensor for node in graph.nodes for tensor in node.outputs)}
+    named = {"skip_tensors": selection.skip_tensors, "same_scale": tuple(chain(*selection.same_scale))}
+    for field, tensors in named.items():
+        for tensor in tensors:
+            if tensor not in known:
+                raise ConfigError(
+                    f"{field} {tensor!r} is no activation of the model{did_you_mean(tensor, known)}",
+                    field=field,
+                )
 
 
 def _seeds(graph: Graph, target: Target, selection: Selection) -> tuple[list[Node], dict[str, str]]:
@@ -253,7 +270,9 @@ def _fused_residual_reads(graph: Graph, int8: list[Node]) -> set[tuple[str, str]
     return reads
 
 
-def _scale_groups(graph: Graph, target: Target, int8: list[Node], tensors: set[str]) -> dict[str, str]:
+def _scale_groups(
+    graph: Graph, target: Target, int8: list[Node], tensors: set[str], tied: Iterable[tuple[str, ...]] = ()
+) -> dict[str, str]:
     """Quantized tensor → name of its group, the first tensor of the group in graph order."""
     parent = {tensor: tensor for tensor in tensors}
 
@@ -270,6 +289,8 @@ def _scale_groups(graph: Graph, target: Target, int8: list[Node], tensors: set[s
                 parent,
                 find,
             )
+    for names in tied:
+        _tie([tensor for tensor in names if tensor in tensors], parent, find)
     order = _tensor_order(graph)
     leader: dict[str, str] = {}
     for tensor in sorted(tensors, key=lambda t: order.get(t, -1)):

@@ -32,6 +32,8 @@ class PtqConfig:
         hist_percent: share of values kept by "hist", in (0, 1].
         op_types: canonical ops to quantize; None for all that the target runs.
         skip: globs on names of nodes that stay float.
+        skip_tensors: names of tensors whose readers stay float.
+        same_scale: sets of names of tensors that share scale and zero point.
         overrides: (glob on tensor names, estimator) pairs; the first that matches wins.
         refinements: any of "equalize", "adaround", "bias", run in this order; each is kept only where it
             lowers the error at the outputs. Bias correction is the default: of all options it brings most
@@ -55,6 +57,8 @@ class PtqConfig:
     hist_percent: float = HIST_PERCENT
     op_types: frozenset[str] | None = None
     skip: tuple[str, ...] = ()
+    skip_tensors: tuple[str, ...] = ()
+    same_scale: tuple[tuple[str, ...], ...] = ()
     overrides: tuple[tuple[str, Algo], ...] = ()
     refinements: tuple[Refinement, ...] = ("bias",)
     reduce_range: bool = False
@@ -63,8 +67,9 @@ class PtqConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("skip", "overrides", "refinements"):
+        for name in ("skip", "skip_tensors", "overrides", "refinements"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "same_scale", tuple(tuple(names) for names in self.same_scale))
         for name, kind in (("op_types", frozenset), ("input_shape", tuple), ("engines", tuple)):
             value: Iterable[Any] | None = getattr(self, name)
             object.__setattr__(self, name, None if value is None else kind(value))
@@ -106,7 +111,7 @@ class PtqConfig:
     @property
     def selection(self) -> Selection:
         """What the user keeps float."""
-        return Selection(self.skip, self.op_types)
+        return Selection(self.skip, self.op_types, skip_tensors=self.skip_tensors, same_scale=self.same_scale)
 
     @property
     def levels(self) -> int:

@@ -33,8 +33,9 @@ class QATConfig:
         activation: the same for activations, or a learned clip, "pact". "abs_max" takes each batch's own
             range while training and the average range afterwards.
         weight_per_channel: one scale for each output channel, else one for the tensor.
-        weight_bits: 2 to 8.
-        activation_bits: 2 to 8.
+        weight_bits: 1 to 16; what is above 8 can be trained but not exported. Weights of one bit are their
+            signs times the mean magnitude, with the method "abs_max" only.
+        activation_bits: 1 to 16; what is not 8 can be trained but not exported.
         initial_range: how calibration chooses the range that training starts from.
         moving_rate: decay of the moving average.
         compat_start: start the moving average at 1 with weight 1, as PaddleSlim does, instead of at the
@@ -89,12 +90,16 @@ class QATConfig:
         _require_one_of("initial_range", self.initial_range, ESTIMATORS)
         for name in ("weight_bits", "activation_bits"):
             bits = getattr(self, name)
-            if not isinstance(bits, int) or not 2 <= bits <= 8:
-                raise ConfigError(f"{name} is {bits!r}; it must be 2 to 8.")
+            if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16:
+                raise ConfigError(f"{name} is {bits!r}; it must be 1 to 16.", field=name)
         if not 0 < self.moving_rate < 1:
             raise ConfigError(f"moving_rate is {self.moving_rate}; it must be in (0, 1), e.g. 0.9.")
         if self.window_size < 1:
             raise ConfigError(f"window_size is {self.window_size}; it must be at least 1.")
+        if self.weight_bits == 1 and (self.weight != "abs_max" or self.weight_preprocess is not None):
+            raise ConfigError(
+                "weight_bits 1 goes with weight 'abs_max' and no weight_preprocess.", field="weight_bits"
+            )
         if self.weight == "range_abs_max" and self.weight_per_channel:
             raise ConfigError(
                 "weight 'range_abs_max' keeps one scale per tensor; set weight_per_channel=False."

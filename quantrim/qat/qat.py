@@ -229,14 +229,10 @@ class QAT:
 
         Raises:
             ModelError: torch can't export the module, or the file computes something else.
-            ConfigError: the activations have other than 8 bits, which QDQ files don't express.
+            ConfigError: a width of weights or activations that QDQ files don't express.
         """
         example = self.example if example_inputs is None else example_arguments(example_inputs)
-        if self.config.activation_bits != EXPORTED_BITS:
-            raise ConfigError(
-                f"activation_bits is {self.config.activation_bits}; narrower or wider activations than "
-                f"{EXPORTED_BITS} bits exist in simulation only. Train with activation_bits=8 to export."
-            )
+        require_exportable(self.config)
         return export_int8(
             self.live,
             path,
@@ -245,6 +241,22 @@ class QAT:
             opset=opset,
             inputs=input_names,
             outputs=output_names,
+        )
+
+
+def require_exportable(config: QATConfig) -> None:
+    """Raise ConfigError for widths that no QDQ file holds."""
+    if config.activation_bits != EXPORTED_BITS:
+        raise ConfigError(
+            f"activation_bits is {config.activation_bits}; narrower or wider activations than "
+            f"{EXPORTED_BITS} bits exist in simulation only. Train with activation_bits=8 to export.",
+            field="activation_bits",
+        )
+    if not 1 < config.weight_bits <= EXPORTED_BITS:
+        raise ConfigError(
+            f"weight_bits is {config.weight_bits}; weights of one bit, or of more than {EXPORTED_BITS}, exist "
+            "in simulation only. Train with 2 to 8 bits to export.",
+            field="weight_bits",
         )
 
 

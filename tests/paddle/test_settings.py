@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
 from quantrim import paddle
 from quantrim.errors import ConfigError, ModelError
-from quantrim.paddle import config_from_paddle
+from quantrim.graph.ops import OPS
+from quantrim.paddle import OPERATORS, config_from_paddle
 from quantrim.qat.config import QATConfig
 from quantrim.targets import target_named
 
@@ -41,10 +46,63 @@ class Small(nn.Module):
         return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
 
 
-def test_none_is_every_default():
+def test_none_is_every_default_of_paddleslim_its_operators_among_them():
     settings = config_from_paddle(None)
-    assert settings.config == QATConfig()
+    assert settings == config_from_paddle({"quantize_op_types": ["conv2d", "depthwise_conv2d", "mul"]})
+    assert settings.config == replace(QATConfig(), op_types=settings.config.op_types)
     assert settings.target == "portable"
+    assert config_from_paddle({"is_full_quantize": True}).config == QATConfig()
+
+
+def test_the_word_with_a_spelling_mistake_of_the_tutorial_gets_the_right_one():
+    words = ["depthwise_conv2d", "mul", "conv2d", "elmentwise_add", "pool2d"]
+    with pytest.raises(ConfigError, match="did you mean 'elementwise_add'"):
+        config_from_paddle({"quantize_op_types": words})
+
+
+@pytest.mark.parametrize("word", sorted(OPERATORS))
+def test_an_operator_is_quantized_or_said_to_stay_float(word: str):
+    target = target_named("portable")
+    done = target.runs_int8 | target.fuse | {"batch_norm"}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        types = config_from_paddle({"quantize_op_types": ["conv2d", word]}).config.op_types
+    assert bool(caught) != bool(OPERATORS[word] & done)
+    assert OPERATORS[word] & target.runs_int8 <= (types or set())
+
+
+def test_every_canonical_op_of_the_table_exists():
+    assert set().union(*OPERATORS.values()) <= OPS.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"quantizable_layer_type": ["Conv2DTranspose"]}, "target 'portable' runs no layer in INT8"),
+        ({"quantize_op_types": ["softmax"]}, "target 'portable' runs no layer in INT8"),
+        ({"fuse_conv_bn": "bananas"}, "fuse_conv_bn is 'bananas'; legal: True, False"),
+        ({"onnx_format": "bananas"}, "onnx_format is 'bananas'"),
+        ({"quantize_op_types": "conv2d"}, "give a list of names"),
+        ({"weight_quantize_type": {}}, "weight_quantize_type is {}"),
+        ({"deploy_backend": "ARM"}, "Paddle Lite is not in scope"),
+        ({"scale_trainable": True, "activation_preprocess_type": "PACT"}, "both learn"),
+        ({"weight_bits": 17}, "1 to 16"),
+        ({"moving_rate": 2.0}, "moving_rate"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*stays float")
+def test_values_that_nothing_can_obey_are_refused(given: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        config_from_paddle(given)
+
+
+def test_switches_of_later_versions_work_or_say_that_they_change_nothing():
+    assert config_from_paddle({"fuse_conv_bn": True}).config.freeze_batch_norm_at == 0
+    learned = config_from_paddle({"scale_trainable": True}).config
+    assert (learned.weight, learned.activation) == ("lsq", "lsq")
+    for given in ({"quant_post_first": True}, {"onnx_format": False}):
+        with pytest.warns(UserWarning, match="changes nothing here"):
+            config_from_paddle(given)
 
 
 @pytest.mark.parametrize("given", [SEED_004, PADDLESEG])
@@ -63,7 +121,6 @@ def test_the_tutorials_settings_are_understood(given: dict):
         ({"activation_quantize_type": "channel_wise_abs_max"}, "activation_quantize_type"),
         ({"weight_quantize_type": "abs-max"}, "did you mean 'abs_max'"),
         ({"weight_preprocess_type": "pact"}, "legal: None, PACT"),
-        ({"weight_bits": 16}, "2 to 8"),
         ({"dtype": "int4"}, "'int8'"),
         ({"for_tensorrt": "no"}, "True, False"),
         ({"deploy_backend": "ARM9"}, "deploy_backend"),
@@ -120,6 +177,8 @@ def test_quantize_returns_the_network_itself(tmp_path: Path):
 def test_pact_exports_trained_weights_of_a_network_with_constructor_arguments(tmp_path: Path):
     net = Small(3)
     quanter = paddle.QAT({"activation_preprocess_type": "PACT", "weight_preprocess_type": "PACT"})
+    with pytest.raises(ConfigError, match="learned thresholds"):
+        quanter.quantize(net)
     quanter.quantize(net, IMAGE)
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     before = net.fc.weight.detach().clone()
@@ -148,3 +207,77 @@ def test_classes_of_ones_own_replace_quantizers_and_preprocess_modules():
 def test_a_network_of_another_quanter_is_refused(tmp_path: Path):
     with pytest.raises(ModelError, match="not made by"):
         paddle.QAT().save_quantized_model(Small(3), tmp_path / "model")
+
+
+class Spec:
+    """As paddle.static.InputSpec."""
+
+    shape, dtype, name = (None, 3, 8, 8), "float32", "image"
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_without_example_inputs_the_first_batch_is_traced_and_quantized(tmp_path: Path, inplace: bool):
+    torch.manual_seed(0)
+    net, twin = Small(3), Small(3)
+    twin.load_state_dict(net.state_dict())
+    quanter = paddle.QAT(SEED_004)
+    made = quanter.quantize(net, inplace=inplace)
+    assert (made is net) == inplace
+    keys = set(made.state_dict())
+    first = made.train()(IMAGE)
+    assert keys < set(made.state_dict())
+    expected = paddle.QAT(SEED_004).quantize(twin, IMAGE).train()(IMAGE)
+    torch.testing.assert_close(first, expected, rtol=0, atol=0)
+    result = quanter.save_quantized_model(made, tmp_path / "model", input_spec=[Spec()])
+    assert result.agreement.beyond_edge == 0
+    assert onnx.load(result.path).graph.input[0].name == "image"
+
+
+def test_an_untrained_model_is_saved_by_its_input_spec_and_by_nothing_else(tmp_path: Path):
+    quanter = paddle.QAT()
+    net = quanter.quantize(Small(3))
+    with pytest.raises(ModelError, match="not called since"):
+        quanter.save_quantized_model(net, tmp_path / "model")
+    with pytest.raises(ConfigError, match="only the first axis may be open"):
+        quanter.save_quantized_model(net, tmp_path / "model", input_spec=[None, 3, None, None])
+    assert quanter.save_quantized_model(net, tmp_path / "model", input_spec=[[None, 3, 8, 8]]).path.is_file()
+
+
+def test_quant_aware_and_convert_train_evaluate_and_freeze_one_module(tmp_path: Path):
+    torch.manual_seed(0)
+    net, config = Small(3), {"quantize_op_types": ["depthwise_conv2d", "mul", "conv2d", "elementwise_add"]}
+    exact = net(IMAGE).detach()
+    program = paddle.quant_aware(net, "cpu", config, for_test=False)
+    held_out = paddle.quant_aware(net, object(), for_test=True)
+    program.train()(IMAGE).sum().backward()
+    judged = held_out(IMAGE)
+    assert program.training
+    assert 0 < float((judged - exact).norm() / exact.norm()) < 0.05
+    done = paddle.convert(program, "cpu", config)
+    assert not done.training
+    assert not any(p.requires_grad for p in done.parameters())
+    torch.testing.assert_close(done(IMAGE), judged)
+    assert paddle.save_quantized_model(done, tmp_path / "model").agreement.beyond_edge == 0
+    with pytest.raises(ConfigError, match="save_int8"):
+        paddle.convert(program, save_int8=True)
+    with pytest.raises(ModelError, match="was not quantized"):
+        paddle.convert(Small(3))
+
+
+def test_any_width_is_simulated_and_only_what_a_file_holds_is_exported(tmp_path: Path):
+    torch.manual_seed(0)
+    conv, errors = nn.Conv2d(3, 8, 3), []
+    exact = conv(IMAGE).detach()
+    for bits in range(1, 17):
+        net = nn.Sequential(copy.deepcopy(conv))
+        made = paddle.QAT({"weight_bits": bits, "activation_bits": 16}).quantize(net, IMAGE)
+        errors.append(float((made.train()(IMAGE) - exact).norm() / exact.norm()))
+        made.eval()(IMAGE).sum().backward()
+        assert net[0].weight.grad is not None
+    assert errors[1:] == sorted(errors[1:], reverse=True)
+    assert errors[0] < 0.6
+    for bits, activation in ((1, 8), (9, 8), (8, 1), (8, 16)):
+        quanter = paddle.QAT({"weight_bits": bits, "activation_bits": activation})
+        net = quanter.quantize(nn.Sequential(copy.deepcopy(conv)), IMAGE)
+        with pytest.raises(ConfigError, match="in simulation only"):
+            quanter.save_quantized_model(net, tmp_path / "model")

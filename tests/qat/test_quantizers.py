@@ -325,8 +325,8 @@ def test_illegal_settings_are_refused_with_the_legal_ones():
     from quantrim.qat import method
 
     for changes, message in [
-        ({"weight_bits": 1}, "2 to 8"),
-        ({"activation_bits": 9}, "2 to 8"),
+        ({"weight_bits": 0}, "1 to 16"),
+        ({"activation_bits": 17}, "1 to 16"),
         ({"activation": "moving_averag"}, "did you mean 'moving_average'"),
         ({"moving_rate": 1.0}, r"in \(0, 1\)"),
         ({"weight": "range_abs_max"}, "weight_per_channel=False"),

@@ -43,11 +43,14 @@ class Codes:
 
 
 def codes_for(activation: Literal["u8", "s8"], bits: int, non_negative: bool, cap: float | None) -> Codes:
-    """Codes of an activation: unsigned affine or signed symmetric ones of the given width."""
+    """Codes of an activation: unsigned affine or signed symmetric ones of the given width.
+
+    One signed bit has the codes -1, 0 and 1: with two of them a symmetric grid would lose one sign.
+    """
     if activation == "u8":
         return Codes(0, 2**bits - 1, affine=not non_negative, non_negative=non_negative, cap=cap)
     half = 2 ** (bits - 1)
-    return Codes(-half, half - 1, affine=False, non_negative=non_negative, cap=cap)
+    return Codes(-half, max(1, half - 1), affine=False, non_negative=non_negative, cap=cap)
 
 
 class ActivationQuantizer(nn.Module):

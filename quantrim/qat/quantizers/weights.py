@@ -74,6 +74,27 @@ def abs_max_scale(weight: Tensor, axis: int | None, largest: int, cap: Tensor | 
     return torch.maximum(peaks, floor) / largest
 
 
+class SignWeight(WeightQuantizer):
+    """One bit: the sign of each weight times the mean magnitude of its channel.
+
+    Rastegari et al., "XNOR-Net" (arXiv 1603.05279), whose scale makes the squared error smallest. The gradient
+    passes straight through.
+    """
+
+    def __init__(self, axis: int | None) -> None:
+        super().__init__(2, axis)
+
+    @override
+    def scale(self, weight: Tensor) -> Tensor:
+        dims = [dim for dim in range(weight.dim()) if dim != self.axis]
+        return weight.detach().float().abs().mean(dim=dims, keepdim=True).clamp_min(_SMALLEST_SCALE)
+
+    @override
+    def forward(self, weight: Tensor) -> Tensor:
+        signs = torch.where(weight.detach() < 0, -1.0, 1.0)
+        return weight + (signs * self.scale(weight) - weight).detach()
+
+
 class TrackedWeight(WeightQuantizer):
     """Scale from a moving average of the largest magnitudes, or from the largest of a window of them.
 
@@ -212,6 +233,8 @@ def weight_quantizer(config: QATConfig, axis: int, shape: tuple[int, ...]) -> nn
     if config.weight_quantizer is not None:
         return fresh(config.weight_quantizer)
     kept = axis if config.weight_per_channel else None
+    if config.weight_bits == 1:
+        return SignWeight(kept)
     if config.weight == "lsq":
         return LearnedStepWeight(config.weight_bits, kept, shape)
     if config.weight == "abs_max":
