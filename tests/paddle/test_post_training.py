@@ -52,9 +52,7 @@ def read(images):
     return reader
 
 
-def test_the_tutorials_call_in_words_and_positions_gives_the_same_file(
-    residual_onnx, images, tmp_path
-):
+def test_the_tutorials_call_in_words_and_positions_gives_the_same_file(residual_onnx, images, tmp_path):
     folder = tmp_path / "m"
     folder.mkdir()
     shutil.copy(residual_onnx, folder / "model.onnx")
