@@ -184,6 +184,7 @@ class SsdDecoder:
     Attributes:
         num_classes: C, without the background.
         sizes: for each level, (width, height) as shares of the canvas of each of its A default boxes.
+        stride: pixels a cell of the first level, for training; canvases are multiples of it.
         weights: of the offsets of centres and of the logarithms of sizes, the inverse of SSD's variances.
             Outputs are L maps (N, A * (C + 1), H, W) of class logits, background first, then L maps
             (N, A * 4, H, W) of offsets.
@@ -191,6 +192,7 @@ class SsdDecoder:
 
     num_classes: int
     sizes: tuple[tuple[tuple[float, float], ...], ...]
+    stride: int = 16
     weights: tuple[float, float] = (10.0, 5.0)
     type: Literal["ssd"] = "ssd"
 

@@ -14,9 +14,13 @@ from torch.utils.data import DataLoader, Sampler
 
 from quantrim.errors import DataError
 from quantrim.images import read_image, read_labels
+from quantrim.vision.data.detection import at_size
+from quantrim.vision.data.objects import Objects
 from quantrim.vision.data.sample import GeometricStep, Sample, Transform, apply
 
-Task = Literal["segmentation", "classification"]
+Task = Literal["segmentation", "classification", "detection"]
+#: What is known of an image: a mask, a class, or objects.
+Truth = np.ndarray | int | Objects
 
 
 class Source(Protocol):
@@ -26,7 +30,7 @@ class Source(Protocol):
         """Number of pictures."""
         ...
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | int]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Truth]:
         """Picture and truth."""
         ...
 
@@ -44,6 +48,8 @@ class VisionData:
             pictures whatever the number of workers.
         ignore_index: label that doesn't count.
         class_names: names for people.
+        max_objects: rows of a label of objects.
+        batch_sides: a training batch of objects is resized to one of these sides; () for as they are.
     """
 
     source: Source
@@ -53,31 +59,59 @@ class VisionData:
     seed: int = 0
     ignore_index: int = 255
     class_names: tuple[str, ...] = ()
+    max_objects: int = 50
+    batch_sides: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image float32 (C, H, W) and label int64, () or (H, W), of ``index`` or ``(epoch, index)``."""
+        """Image float32 (C, H, W) and its label, of ``index`` or ``(epoch, index)``.
+
+        The label is int64 () or (H, W); of objects float32 (max_objects, 6), see :meth:`Objects.rows`.
+        """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         sample, label = self.sample(index, epoch)
         image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1), np.float32))
+        if self.task == "detection":
+            assert sample.objects is not None
+            return image, torch.from_numpy(sample.objects.rows(self.max_objects))
         if self.task == "classification":
+            assert isinstance(label, int | np.integer)
             return image, torch.tensor(int(label))
         assert sample.mask is not None
         return image, torch.from_numpy(sample.mask.astype(np.int64))
 
-    def sample(self, index: int, epoch: int = 0) -> tuple[Sample, np.ndarray | int]:
-        """Transformed sample, and the untouched truth."""
-        picture, truth = self.source[index]
-        self._require_known(truth, index)
-        mask = truth if isinstance(truth, np.ndarray) else None
-        generator = np.random.default_rng((self.seed, epoch, index))
-        return apply(self.transforms, Sample(picture.astype(np.float32), mask), generator), truth
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """A batch, which torch's loader asks for at once: with ``batch_sides`` all its images get one side."""
+        batch = [self[key] for key in keys]
+        if not self.batch_sides:
+            return batch
+        first = keys[0] if isinstance(keys[0], tuple) else (0, keys[0])
+        side = int(np.random.default_rng((self.seed, *first, 1)).choice(self.batch_sides))
+        return [at_size(image, rows, side) for image, rows in batch]
 
-    def _require_known(self, truth: np.ndarray | int, index: int) -> None:
+    def sample(self, index: int, epoch: int = 0) -> tuple[Sample, Truth]:
+        """Transformed sample, and the untouched truth."""
+        first, truth = self._untouched(index)
+        generator = np.random.default_rng((self.seed, epoch, index))
+
+        def another() -> Sample:
+            return self._untouched(int(generator.integers(len(self))))[0]
+
+        return apply(self.transforms, first, generator, another), truth
+
+    def _untouched(self, index: int) -> tuple[Sample, Truth]:
+        image, truth = self.source[index]
+        self._require_known(truth, index)
+        pixels = image.astype(np.float32)
+        if isinstance(truth, Objects):
+            return Sample(pixels, objects=truth), truth
+        return Sample(pixels, truth if isinstance(truth, np.ndarray) else None), truth
+
+    def _require_known(self, truth: Truth, index: int) -> None:
         """Raise DataError unless every label is a class or the one that doesn't count."""
-        labels = np.asarray(truth)
+        labels = truth.labels if isinstance(truth, Objects) else np.asarray(truth)
         counted = labels[labels != self.ignore_index] if labels.ndim else labels.reshape(1)
         if counted.size and not 0 <= int(counted.min()) <= int(counted.max()) < self.num_classes:
             wrong = int(counted.max() if counted.max() >= self.num_classes else counted.min())
@@ -237,17 +271,18 @@ class Kept:
 
     source: Source
     limit_bytes: int = 2**28
-    _kept: dict[int, tuple[np.ndarray, np.ndarray | int]] = field(default_factory=dict, repr=False)
+    _kept: dict[int, tuple[np.ndarray, Truth]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | int]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Truth]:
         """Picture and truth."""
         found = self._kept.get(index)
         if found is None:
             found = self.source[index]
-            if (len(self._kept) + 1) * (found[0].nbytes + np.asarray(found[1]).nbytes) <= self.limit_bytes:
+            truth = found[1].boxes if isinstance(found[1], Objects) else np.asarray(found[1])
+            if (len(self._kept) + 1) * (found[0].nbytes + truth.nbytes) <= self.limit_bytes:
                 self._kept[index] = found
         return found
 

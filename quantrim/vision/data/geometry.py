@@ -121,7 +121,8 @@ class RandomHorizontalFlip:
         if generator.random() >= self.prob:
             return sample
         mask = None if sample.mask is None else sample.mask[:, ::-1]
-        return replace(sample, image=sample.image[:, ::-1], mask=mask)
+        objects = sample.objects and sample.objects.mirrored(sample.image.shape[1], axis=0)
+        return replace(sample, image=sample.image[:, ::-1], mask=mask, objects=objects)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class RandomVerticalFlip:
         if generator.random() >= self.prob:
             return sample
         mask = None if sample.mask is None else sample.mask[::-1]
-        return replace(sample, image=sample.image[::-1], mask=mask)
+        objects = sample.objects and sample.objects.mirrored(sample.image.shape[0], axis=1)
+        return replace(sample, image=sample.image[::-1], mask=mask, objects=objects)
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,8 @@ def _warped(sample: Sample, matrix: np.ndarray, size: Size, value: Sequence[floa
     mask = sample.mask
     if mask is not None:
         mask = cv2.warpAffine(mask, matrix, size, flags=cv2.INTER_NEAREST, borderValue=label)
-    return Sample(image.reshape(*image.shape[:2], -1), mask, sample.steps)
+    objects = sample.objects and sample.objects.warped(matrix).cut(size[1], size[0])
+    return Sample(image.reshape(*image.shape[:2], -1), mask, sample.steps, objects)
 
 
 @dataclass(frozen=True)
@@ -271,7 +274,10 @@ def _random_window(
 
 def _cropped(sample: Sample, window: Window) -> Sample:
     mask = None if sample.mask is None else sample.mask[window]
-    return Sample(sample.image[window], mask, sample.steps)
+    image = sample.image[window]
+    origin = (-(window[1].start or 0), -(window[0].start or 0))
+    objects = sample.objects and sample.objects.moved(offset=origin).cut(*image.shape[:2])
+    return Sample(image, mask, sample.steps, objects)
 
 
 @dataclass(frozen=True)

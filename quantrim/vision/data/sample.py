@@ -1,4 +1,4 @@
-"""A picture on its way to the model, and the way back of its prediction.
+"""An image on its way to the model, and the way back of its prediction.
 
 A transform maps a :class:`Sample` and a random generator to a new sample. Images are RGB, float32 in
 0..255 until they are normalized; masks are interpolated by nearest neighbour. Sizes are (width, height),
@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Protocol, cast
 
 import cv2
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from quantrim.errors import DataError, first_line
+from quantrim.detection import clipped
+from quantrim.errors import ConfigError, DataError, first_line
 from quantrim.images import require_size
+from quantrim.vision.data.objects import Objects
 
 
 def _one_or_three(values: Sequence[float]) -> Sequence[float]:
@@ -52,14 +54,30 @@ class Sample:
         image: (H, W, 3) float32 RGB.
         mask: (H, W) uint8 labels, or None.
         steps: geometric changes so far.
+        objects: boxes in pixels of ``image``, or None.
     """
 
     image: np.ndarray
     mask: np.ndarray | None = None
     steps: tuple[GeometricStep, ...] = ()
+    objects: Objects | None = None
 
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
+
+
+class Joining(Protocol):
+    """A transform that joins an image with others of its set, as mosaics do.
+
+    Attributes:
+        partners: how many others it wants.
+    """
+
+    partners: int
+
+    def join(self, sample: Sample, others: Sequence[Sample], generator: np.random.Generator) -> Sample:
+        """The joined sample."""
+        ...
 
 
 def resized(sample: Sample, width: int, height: int) -> Sample:
@@ -71,7 +89,10 @@ def resized(sample: Sample, width: int, height: int) -> Sample:
     mask = sample.mask
     if mask is not None:
         mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
-    return Sample(image.reshape(height, width, -1), mask, (*sample.steps, before))
+    objects = sample.objects
+    if objects is not None:
+        objects = objects.moved(scale=(width / before.width, height / before.height))
+    return Sample(image.reshape(height, width, -1), mask, (*sample.steps, before), objects)
 
 
 def padded(sample: Sample, width: int, height: int, value: Sequence[float], label: int) -> Sample:
@@ -84,18 +105,30 @@ def padded(sample: Sample, width: int, height: int, value: Sequence[float], labe
     if mask is not None:
         mask = cv2.copyMakeBorder(mask, 0, down, 0, right, cv2.BORDER_CONSTANT, value=label)  # type: ignore[call-overload]
     image = image.reshape(*image.shape[:2], -1)  # OpenCV drops a single channel
-    return Sample(image, mask, (*sample.steps, GeometricStep("pad", rows, columns)))
+    return Sample(image, mask, (*sample.steps, GeometricStep("pad", rows, columns)), sample.objects)
 
 
-def apply(transforms: Sequence[Transform], sample: Sample, generator: np.random.Generator) -> Sample:
+def apply(
+    transforms: Sequence[Transform],
+    sample: Sample,
+    generator: np.random.Generator,
+    another: Callable[[], Sample] | None = None,
+) -> Sample:
     """Run transforms in order.
 
+    Args:
+        transforms: of them those that join images want others.
+        sample: what they start from.
+        generator: source of what is random.
+        another: gives an untouched sample of the same set.
+
     Raises:
+        ConfigError: a transform joins images, and there are no others.
         DataError: a transform can't work on an image of this size or these channels.
     """
     for transform in transforms:
         try:
-            sample = transform(sample, generator)
+            sample = _applied(transform, sample, generator, another)
         except (cv2.error, ArithmeticError, IndexError, MemoryError, TypeError, ValueError) as error:
             height, width, channels = sample.image.shape
             raise DataError(
@@ -103,6 +136,40 @@ def apply(transforms: Sequence[Transform], sample: Sample, generator: np.random.
                 f"{channels} channels ({first_line(error)}). Correct its arguments."
             ) from error
     return sample
+
+
+def _applied(
+    transform: Transform,
+    sample: Sample,
+    generator: np.random.Generator,
+    another: Callable[[], Sample] | None,
+) -> Sample:
+    partners = getattr(transform, "partners", 0)
+    if not partners:
+        return transform(sample, generator)
+    if another is None:
+        raise ConfigError(
+            f"{type(transform).__name__} joins images of a training set; it is no preprocessing."
+        )
+    return cast("Joining", transform).join(sample, [another() for _ in range(partners)], generator)
+
+
+def undo_boxes(boxes: np.ndarray, steps: Sequence[GeometricStep], size: tuple[int, int]) -> np.ndarray:
+    """Bring boxes back to the original image and cut them at its border.
+
+    Args:
+        boxes: float32 (N, 4) in pixels of the model's canvas.
+        steps: what the transforms did, in order.
+        size: height and width of the canvas.
+    """
+    height, width = size
+    for step in reversed(steps):
+        if step.kind == "resize":
+            ratio = (step.width / width, step.height / height)
+            boxes = boxes * np.array([*ratio, *ratio], np.float32)
+        height, width = step.height, step.width
+        boxes = clipped(boxes, height, width)
+    return boxes
 
 
 def undo(scores: np.ndarray, steps: Sequence[GeometricStep]) -> np.ndarray:

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from quantrim.errors import ConfigError, did_you_mean, in_words
 from quantrim.vision.data.color import Normalize, RandomBlur, RandomDistort, RandomNoise
+from quantrim.vision.data.detection import Letterbox, MixUp, Mosaic, RandomExpand, RandomIoUCrop
 from quantrim.vision.data.geometry import (
     CenterCrop,
     LimitLong,
@@ -36,6 +37,7 @@ TRANSFORMS = {
         RandomHorizontalFlip, RandomVerticalFlip, Normalize, Padding, RandomPaddingCrop, RandomBlur,
         RandomNoise, RandomRotation, RandomDistort, RandomResizedCrop, CenterCrop, RandomAffine,
         RandomScaleAspect, PaddingByAspectRatio, ScalePadding,
+        Letterbox, RandomExpand, RandomIoUCrop, Mosaic, MixUp,
     )
 }  # fmt: skip
 

@@ -19,7 +19,11 @@ from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNe
 
 from quantrim.detection import SsdDecoder
 from quantrim.errors import ModelError
+from quantrim.modules import in_mode
 from quantrim.vision.models.weights import load_pretrained
+
+#: Side of the image whose maps tell channels and stride.
+_PROBE = 256
 
 
 class TorchvisionSSD(nn.Module):
@@ -51,7 +55,7 @@ class TorchvisionSSD(nn.Module):
                 f"the detector tells {found} classes and the background apart, not {num_classes} and the "
                 f"background. Build it with num_classes={num_classes + 1}."
             )
-        self.decoder = SsdDecoder(found, sizes)
+        self.decoder = SsdDecoder(found, sizes, _PROBE // _maps(detector.backbone)[0].shape[2])
         self.head_outputs = tuple(
             f"{name}.{level}{_path_of_last_conv(head)}"
             for name, heads in (("cls_heads", self.cls_heads), ("reg_heads", self.reg_heads))
@@ -64,6 +68,13 @@ class TorchvisionSSD(nn.Module):
         maps = list(self.backbone(images).values())
         classes = [head(x) for head, x in zip(self.cls_heads, maps, strict=True)]
         return (*classes, *(head(x) for head, x in zip(self.reg_heads, maps, strict=True)))
+
+
+def _maps(backbone: nn.Module) -> list[Tensor]:
+    """Maps of an empty image of 256 x 256."""
+    device = next(backbone.parameters()).device
+    with in_mode(backbone, training=False), torch.no_grad():
+        return list(backbone(torch.zeros(1, 3, _PROBE, _PROBE, device=device)).values())
 
 
 def _last_conv(head: nn.Module) -> nn.Conv2d:
@@ -112,10 +123,7 @@ def ssdlite(
     strided = [index for index, block in enumerate(layers) if getattr(block, "_is_cn", False)]
     backbone = SSDLiteFeatureExtractorMobileNet(layers, strided[-1], norm, width_mult=width)
     boxes = DefaultBoxGenerator([[2, 3] for _ in range(6)], min_ratio=min_ratio, max_ratio=max_ratio)
-    backbone.eval()
-    with torch.no_grad():
-        channels = [one.shape[1] for one in backbone(torch.zeros(1, 3, 64, 64)).values()]
-    backbone.train()
+    channels = [one.shape[1] for one in _maps(backbone)]
     head = SSDLiteHead(channels, boxes.num_anchors_per_location(), num_classes + 1, norm)
     detector = SSD(backbone, boxes, (320, 320), num_classes + 1, head=head)
     return TorchvisionSSD(detector, num_classes, pretrained)
