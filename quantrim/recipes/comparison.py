@@ -16,7 +16,7 @@ from quantrim.errors import ConfigError, ModelError
 from quantrim.graph.feeds import image_files
 from quantrim.images import read_image
 from quantrim.recipes.runs import Deployment, overlaid, ranked
-from quantrim.vision.data.datasets import VisionData
+from quantrim.vision.data.datasets import Truth, VisionData
 from quantrim.vision.data.sample import Sample, apply
 from quantrim.vision.evaluate import classes_of
 from quantrim.vision.views import Predict
@@ -39,7 +39,7 @@ class Example:
     caption: str
     picture: np.ndarray
     sample: Sample
-    truth: np.ndarray | int | None = None
+    truth: Truth | None = None
 
 
 def examples_of_set(data: VisionData, count: int) -> Iterator[Example]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from quantrim.engines import Session
 from quantrim.errors import DataError, ModelError
-from quantrim.vision.data.datasets import VisionData
+from quantrim.vision.data.datasets import Truth, VisionData
 from quantrim.vision.data.sample import Sample, undo
 from quantrim.vision.metrics import ConfusionMatrix, TopK
 from quantrim.vision.views import Predict
@@ -72,12 +72,12 @@ def evaluate(
     counter: ConfusionMatrix | TopK = (
         ConfusionMatrix(data.num_classes, data.ignore_index) if data.task == "segmentation" else TopK()
     )
-    for group in _groups(data, count, batch_size):
+    for group in sample_groups(data, count, batch_size):
         images = np.stack([sample.image.transpose(2, 0, 1) for sample, _ in group])
         scores = predict(np.ascontiguousarray(images, np.float32))
         _require_classes(scores, data)
         if isinstance(counter, TopK):
-            counter.add(scores, np.array([int(truth) for _, truth in group]))
+            counter.add(scores, np.array([truth for _, truth in group], np.int64))
             continue
         for (sample, truth), one in zip(group, scores, strict=True):
             counter.add(classes_of(one, sample), np.asarray(truth))
@@ -95,8 +95,9 @@ def _require_classes(scores: np.ndarray, data: VisionData) -> None:
         )
 
 
-def _groups(data: VisionData, count: int, batch_size: int) -> Iterator[list[tuple[Sample, np.ndarray | int]]]:
-    group: list[tuple[Sample, np.ndarray | int]] = []
+def sample_groups(data: VisionData, count: int, batch_size: int) -> Iterator[list[tuple[Sample, Truth]]]:
+    """The first ``count`` samples with their truth, in batches of equal shape."""
+    group: list[tuple[Sample, Truth]] = []
     for index in range(count):
         sample, truth = data.sample(index)
         if group and (len(group) == batch_size or group[0][0].image.shape != sample.image.shape):

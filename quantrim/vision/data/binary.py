@@ -79,7 +79,7 @@ def write_binary(path: str | Path, data: VisionData, limit: int | None = None) -
                     "shapes. Add Resize or CenterCrop to the transforms."
                 )
             image.tofile(file)
-            labels.append(int(truth))
+            labels.append(truth)
         if shape is None:
             raise DataError("the data set to write is empty.")
         np.array(labels, "<i8").tofile(file)

@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 
 from quantrim.errors import DataError
-from quantrim.vision.data.datasets import FASHION_MNIST, Arrays, read_image
+from quantrim.images import read_image
+from quantrim.vision.data.datasets import FASHION_MNIST, Arrays
 from quantrim.vision.data.objects import Objects
 
 #: Classes of the shapes.

@@ -1,0 +1,180 @@
+"""Metrics of a detector on a data set: torch weights and files on engines go through the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from quantrim.detection import (
+    Decoder,
+    Detections,
+    GroundTruth,
+    Thresholds,
+    VocStyle,
+    coco_metrics,
+    detect,
+    voc_metric,
+)
+from quantrim.engines import Session
+from quantrim.errors import ConfigError, DataError, ModelError, did_you_mean
+from quantrim.vision.data.datasets import VisionData
+from quantrim.vision.data.objects import Objects
+from quantrim.vision.data.sample import Sample, undo_boxes
+from quantrim.vision.evaluate import sample_groups
+from quantrim.vision.models.detection import require_detector
+
+#: Images, float32 (N, C, H, W) → detections in pixels of the canvas.
+Detect = Callable[[np.ndarray], list[Detections]]
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionTest:
+    """How detectors are judged: ``test_config`` of a configuration.
+
+    Attributes:
+        metric: "COCO" (mAP is its AP) or "VOC" (mAP is average precision at an overlap of 0.5).
+        map_type: with VOC, the area under the curve.
+        thresholds: which candidates are told.
+    """
+
+    metric: Literal["COCO", "VOC"] = "COCO"
+    map_type: VocStyle = "11point"
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+
+_KEYS = {"score_threshold": "score", "nms_threshold": "iou", "nms_top_k": "before", "keep_top_k": "keep"}
+
+
+def detection_test(spec: Mapping[str, Any]) -> DetectionTest:
+    """Settings from the ``test_config`` of a configuration, with PaddleDetection's words.
+
+    Raises:
+        ConfigError: an unknown key or an illegal value.
+    """
+    legal = ("metric", "map_type", *_KEYS)
+    for key in spec:
+        if key not in legal:
+            raise ConfigError(f"unknown key {key!r}{did_you_mean(key, legal)}")
+    metric, map_type = str(spec.get("metric", "COCO")).upper(), str(spec.get("map_type", "11point"))
+    if metric not in ("COCO", "VOC"):
+        raise ConfigError(f"metric is {metric!r}; it must be COCO or VOC.")
+    if map_type not in ("11point", "integral", "area"):
+        raise ConfigError(f"map_type is {map_type!r}; it must be 11point, integral or area.")
+    changes = {_KEYS[key]: value for key, value in spec.items() if key in _KEYS}
+    return DetectionTest(metric, map_type, replace(Thresholds(), **changes))  # type: ignore[arg-type]
+
+
+def torch_detector(
+    model: nn.Module, thresholds: Thresholds | None = None, decoder: Decoder | None = None
+) -> Detect:
+    """Detections of a module, in eval mode, on the device its weights are on."""
+    model.eval()
+    read = decoder or require_detector(model).decoder
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    @torch.no_grad()
+    def run(images: np.ndarray) -> list[Detections]:
+        maps = model(torch.from_numpy(images).to(device))
+        arrays = [one.float().cpu().numpy() for one in tree_leaves(maps)]
+        return detect(read, arrays, _canvas(images), thresholds, len(images))
+
+    return run
+
+
+def engine_detector(session: Session, decoder: Decoder, thresholds: Thresholds | None = None) -> Detect:
+    """Detections of a file on an engine; a fixed batch is filled up and cut again."""
+    port, names = session.inputs[0], [output.name for output in session.outputs]
+    fixed = port.shape[0]
+
+    def whole(images: np.ndarray) -> list[Detections]:
+        outputs = session.run({port.name: images})
+        return detect(decoder, [outputs[name] for name in names], _canvas(images), thresholds, len(images))
+
+    def run(images: np.ndarray) -> list[Detections]:
+        if fixed is None or fixed == len(images):
+            return whole(images)
+        found: list[Detections] = []
+        for start in range(0, len(images), fixed):
+            part = images[start : start + fixed]
+            found += whole(np.concatenate([part, np.repeat(part[-1:], fixed - len(part), axis=0)]))[: len(part)]
+        return found
+
+    return run
+
+
+def _canvas(images: np.ndarray) -> tuple[int, int]:
+    return int(images.shape[2]), int(images.shape[3])
+
+
+def restored(found: Detections, sample: Sample) -> Detections:
+    """Detections in pixels of the original image."""
+    height, width = sample.image.shape[:2]
+    return replace(found, boxes=undo_boxes(found.boxes, sample.steps, (height, width)))
+
+
+def detections_of(
+    run: Detect, data: VisionData, *, batch_size: int = 8, limit: int | None = None
+) -> tuple[list[Detections], list[GroundTruth]]:
+    """Detections, in pixels of the original images, and ground truth of a data set.
+
+    Raises:
+        DataError: the data set is empty, or has no objects.
+        ModelError: the model tells more classes apart than the data set has.
+    """
+    count = min(len(data), limit or len(data))
+    if count == 0:
+        raise DataError("the data set to evaluate on is empty.")
+    found: list[Detections] = []
+    truths: list[GroundTruth] = []
+    for group in sample_groups(data, count, batch_size):
+        images = np.stack([sample.image.transpose(2, 0, 1) for sample, _ in group])
+        for (sample, truth), one in zip(group, run(np.ascontiguousarray(images, np.float32)), strict=True):
+            if not isinstance(truth, Objects):
+                raise DataError("the data set has no boxes; give one of detection.")
+            found.append(restored(one, sample))
+            truths.append(truth.truth())
+    highest = max((int(one.labels.max(initial=-1)) for one in found), default=-1)
+    if highest >= data.num_classes:
+        raise ModelError(
+            f"the model tells {highest + 1} classes apart or more, the data set has {data.num_classes}. "
+            "Evaluate it on its own data, or set num_classes."
+        )
+    return found, truths
+
+
+def evaluate_boxes(
+    run: Detect,
+    data: VisionData,
+    *,
+    test: DetectionTest | None = None,
+    batch_size: int = 8,
+    limit: int | None = None,
+) -> dict[str, float | list[float]]:
+    """Metrics of a detector over a data set.
+
+    Returns:
+        ``mAP`` (the one that decides), COCO's AP, AP50, AP75, ..., VOC's ``mAP_11point``, ``mAP_integral`` and
+        ``mAP_area``, ``class_ap`` (VOC's, of the chosen style; nan without ground truth) and ``images``.
+
+    Raises:
+        DataError, ModelError: as :func:`detections_of`.
+    """
+    judged = test or DetectionTest()
+    found, truths = detections_of(run, data, batch_size=batch_size, limit=limit)
+    coco = coco_metrics(found, truths, data.num_classes)
+    styles: tuple[VocStyle, ...] = ("11point", "integral", "area")
+    voc = {style: voc_metric(found, truths, data.num_classes, style=style) for style in styles}
+    chosen = voc[judged.map_type]
+    return {
+        "mAP": coco["AP"] if judged.metric == "COCO" else chosen.mean,
+        **coco,
+        **{f"mAP_{style}": metric.mean for style, metric in voc.items()},
+        "class_ap": [float("nan") if value is None else value for value in chosen.by_class],
+        "images": float(len(found)),
+    }
