@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import cv2
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from quantrim.errors import ConfigError
 from quantrim.vision.data.geometry import ResizeByLong
 from quantrim.vision.data.objects import Objects, joined
-from quantrim.vision.data.sample import Sample, Size, padded
+from quantrim.vision.data.sample import Channels, Probability, Sample, Scale, Size, padded
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Letterbox:
     """Resize with the aspect kept, then pad on the right and below to ``target_size`` (width, height)."""
 
     target_size: Size = (416, 416)
-    im_padding_value: Sequence[float] = (114, 114, 114)
+    im_padding_value: Channels = (114, 114, 114)
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -39,6 +42,8 @@ class Letterbox:
 
 def _through(transform: nn.Module, sample: Sample, generator: np.random.Generator) -> Sample:
     """A sample through a transform of torchvision's; boxes that it empties are dropped."""
+    if sample.mask is not None:
+        raise ConfigError("this transform moves boxes; with masks use RandomScaleAspect or RandomPaddingCrop.")
     image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
     objects = sample.objects or Objects.of([], [])
     boxes = tv_tensors.BoundingBoxes(
@@ -58,9 +63,9 @@ def _through(transform: nn.Module, sample: Sample, generator: np.random.Generato
 class RandomExpand:
     """With probability ``prob`` the image somewhere on a canvas up to ``ratio`` times as large (SSD)."""
 
-    ratio: float = 4.0
-    prob: float = 0.5
-    fill_value: Sequence[float] = (123.675, 116.28, 103.53)
+    ratio: Scale = 4.0
+    prob: Probability = 0.5
+    fill_value: Channels = (123.675, 116.28, 103.53)
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -80,9 +85,9 @@ class RandomIoUCrop:
         num_attempts: tries for each share.
     """
 
-    scaling: tuple[float, float] = (0.3, 1.0)
-    aspect_ratio: tuple[float, float] = (0.5, 2.0)
-    num_attempts: int = 40
+    scaling: tuple[Probability, Probability] = (0.3, 1.0)
+    aspect_ratio: tuple[Scale, Scale] = (0.5, 2.0)
+    num_attempts: Annotated[int, Field(ge=1)] = 40
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Apply."""
@@ -104,9 +109,9 @@ class Mosaic:
     """
 
     target_size: Size = (416, 416)
-    prob: float = 1.0
-    scale: tuple[float, float] = (0.4, 1.0)
-    im_padding_value: Sequence[float] = (114, 114, 114)
+    prob: Probability = 1.0
+    scale: tuple[Scale, Scale] = (0.4, 1.0)
+    im_padding_value: Channels = (114, 114, 114)
     partners: int = 3
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
@@ -145,9 +150,9 @@ class MixUp:
     The share of the first is drawn from Beta(alpha, beta); objects weigh as much in the loss as their image.
     """
 
-    alpha: float = 1.5
-    beta: float = 1.5
-    prob: float = 0.5
+    alpha: Scale = 1.5
+    beta: Scale = 1.5
+    prob: Probability = 0.5
     partners: int = 1
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:

@@ -148,9 +148,7 @@ def _applied(
     if not partners:
         return transform(sample, generator)
     if another is None:
-        raise ConfigError(
-            f"{type(transform).__name__} joins images of a training set; it is no preprocessing."
-        )
+        raise ConfigError(f"{type(transform).__name__} joins images of a training set; it is no preprocessing.")
     return cast("Joining", transform).join(sample, [another() for _ in range(partners)], generator)
 
 
