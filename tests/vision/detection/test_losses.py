@@ -49,7 +49,7 @@ def test_yolov3_of_a_perfect_head_is_nearly_nothing():
 
 def test_yolov3_leaves_candidates_alone_that_overlap_an_object_without_learning_it():
     maps = empty_maps(7)
-    maps[1][0, :, 1, 1] = torch.tensor([9.0, 0.0, 0.0, math.log(14 / 12), 3.0, -20, -20])  # overlaps BOX by a quarter
+    maps[1][0, :, 1, 1] = torch.tensor([9.0, 0.0, 0.0, math.log(14 / 12), 3.0, -20, -20])
     wanted = rows((1, [33.0, 17.0, 45.0, 31.0]))
     loud = yolov3_loss(maps, wanted, YOLOV3, ignore_thresh=1.0)
     calm = yolov3_loss(maps, wanted, YOLOV3, ignore_thresh=0.2)
