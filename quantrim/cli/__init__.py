@@ -31,7 +31,7 @@ from quantrim.errors import QuantrimError
 
 _INTERRUPTED = 130
 #: Options whose name is not that of the library's argument.
-OPTIONS = {"overrides": "--override", "refinements": "--refine"}
+OPTIONS = {"overrides": "--override", "refinements": "--refine", "skip_tensors": "--skip-tensor"}
 
 app = typer.Typer(
     name="quantrim",

@@ -43,6 +43,10 @@ def ptq(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a forward pass.")] = 2,
     op_types: Annotated[str | None, typer.Option(help="Quantize these ops only, e.g. conv,linear.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Glob on node names that stay float.")] = None,
+    skip_tensor: Annotated[list[str] | None, typer.Option(help="Tensor whose readers stay float.")] = None,
+    same_scale: Annotated[
+        list[str] | None, typer.Option(metavar="A,B", help="Tensors that share scale and zero point.")
+    ] = None,
     override: Annotated[
         list[str] | None, typer.Option(help="TENSOR-GLOB=ALGO: another algorithm for some tensors.")
     ] = None,
@@ -85,6 +89,8 @@ def ptq(
             hist_percent=hist_percent,
             op_types=parse_words(op_types) or None,
             skip=skip or (),
+            skip_tensors=skip_tensor or (),
+            same_scale=[parse_words(names) for names in same_scale or ()],
             overrides=[_override(text) for text in override or ()],
             refinements=() if refine == "none" else parse_words(refine),
             reduce_range=reduce_range,
