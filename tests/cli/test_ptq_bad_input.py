@@ -58,7 +58,7 @@ def test_the_usual_kinds_of_bad_data_are_told(told, images):
     np.save("nan.npy", broken)
     assert "nan.npy: sample 1 holds NaN or infinite values" in told("--data", "nan.npy")
     Path("none.yml").write_text(NO_DATA)
-    assert "none.yml: key 'train_dataset' is missing" in told("--data", "none.yml")
+    assert "none.yml: train_dataset: is missing" in told("--data", "none.yml")
 
 
 def test_a_truncated_model_and_a_folder_that_cannot_be_written_are_told(told):
