@@ -50,7 +50,7 @@ def bench(
     table = Table(box=None, pad_edge=False)
     for title in ("model", "engine", "threads", "batch", "median ms", "mean", "p90", "std", "img/s", "speedup"):
         table.add_column(title, justify="left" if title in ("model", "engine") else "right")
-    first = {row.engine: row for row in reversed(rows) if row.precision == "f32"}
+    first = {row.engine: row for row in reversed(rows)}
     for row in rows:
         latency, base = row.latency_ms, first[row.engine].latency_ms.median
         saved = (base - latency.median) / base

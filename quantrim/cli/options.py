@@ -12,6 +12,15 @@ InputShapeOption = Annotated[
     str | None,
     typer.Option("--input-shape", metavar="N,C,H,W", help="Shape of the first input, where it is dynamic."),
 ]
+TuneOption = Annotated[
+    bool,
+    typer.Option("--tune", help="Rewrite the graph and choose the precision of layers by the engine's clock."),
+]
+TuneSecondsOption = Annotated[
+    float, typer.Option(min=0, help="With --tune: seconds for races; what was raced before costs none.")
+]
+#: A mobile net is tuned in less.
+TUNE_SECONDS = 60.0
 ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads of a run.")]
 
 

@@ -20,8 +20,17 @@ from quantrim.cli.calibration import (
     preprocess_of,
     samples_of,
 )
-from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape, parse_words
+from quantrim.cli.options import (
+    TUNE_SECONDS,
+    InputShapeOption,
+    ThreadsOption,
+    TuneOption,
+    TuneSecondsOption,
+    parse_shape,
+    parse_words,
+)
 from quantrim.cli.output import JsonOption, console_for, emit_json, warn_of_scatter
+from quantrim.cli.tuning import show_trial, show_tuning, tuning_memory
 from quantrim.errors import ConfigError
 from quantrim.recipes.deploy import carried
 
@@ -66,6 +75,8 @@ def ptq(
     input_shape: InputShapeOption = None,
     engine: Annotated[list[str] | None, typer.Option(help="Engine to ask; those of the target.")] = None,
     threads: ThreadsOption = 1,
+    tune: TuneOption = False,
+    tune_seconds: TuneSecondsOption = TUNE_SECONDS,
     json_target: JsonOption = None,
 ) -> None:
     """Quantize MODEL to INT8 and ask the engines what became of it."""
@@ -98,6 +109,9 @@ def ptq(
             input_shape=parse_shape(input_shape),
             engines=engine or None,
             threads=threads,
+            tune_seconds=tune_seconds if tune else 0.0,
+            memory=tuning_memory() if tune else None,
+            on_trial=lambda trial: show_trial(progress.console, trial),
             on_batch=lambda count: progress.advance(task, count),
         )
         progress.update(task, total=result.samples)
@@ -135,6 +149,7 @@ def show(console: Console, result: PtqResult) -> None:
     )
     if result.samples < 100:
         console.print("[yellow]Fewer than 100 calibration samples; 100 to 500 are advised.[/yellow]")
+    show_tuning(console, result.tuning)
     if result.engines:
         console.print(_table(result))
         races = [one.times for one in result.engines]

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quantrim.engines import LayerRun
-from quantrim.engines.verdict import run_of
+from quantrim.engines.verdict import layer_times
 from quantrim.errors import ModelError
 from quantrim.graph import Graph, graph_from_onnx
 from quantrim.graph.normalize import run_batches
@@ -108,21 +108,10 @@ class Variants:
 
         Below zero where the layer got slower; layers that the engine gives no time for are left out.
         """
-        before, after = self._times(float_profiles), self._times(int8_profiles)
+        before, after = (layer_times(self.graph, self.layers, one) for one in (float_profiles, int8_profiles))
         return {
             layer: before[layer] - after[layer] for layer in self.layers if layer in before and layer in after
         }
-
-    def _times(self, profiles: Sequence[Sequence[LayerRun]]) -> dict[str, float]:
-        """Median milliseconds of each layer, with what the engine fused into it."""
-        times: dict[str, list[float]] = {}
-        for runs in profiles:
-            by_name = {name: run for run in runs for name in run.nodes}
-            for layer in self.layers:
-                run = run_of(self.graph, self.graph.by_name[layer], by_name)
-                if run is not None and run.time_ms is not None:
-                    times.setdefault(layer, []).append(run.time_ms)
-        return {layer: float(np.median(found)) for layer, found in times.items()}
 
     @cached_property
     def _expected(self) -> list[Mapping[str, np.ndarray]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from quantrim.engines.base import EngineName, LayerRun, Precision, Session, random_inputs
+from quantrim.engines.base import PRECISION_KEY, EngineName, LayerRun, Precision, Session, random_inputs
 from quantrim.errors import EngineError, ModelError, did_you_mean
 from quantrim.files import absence
 from quantrim.graph.ports import Port
@@ -19,7 +19,7 @@ def open_session(
     engine: str = "openvino",
     *,
     threads: int | None = None,
-    precision: Precision = "f32",
+    precision: Precision | None = None,
 ) -> Session:
     """Load a model on an engine.
 
@@ -27,35 +27,39 @@ def open_session(
         path: model file (.onnx; .xml on OpenVINO).
         engine: "openvino", "onnxruntime" or "tensorrt".
         threads: CPU threads; None for all cores.
-        precision: type of layers that are not INT8.
+        precision: type of layers that are not INT8; None for what the file asks for, else f32. Only
+            OpenVINO has a choice.
 
     Raises:
         EngineError: the engine is unknown, not installed, or refuses the file; the file is missing or damaged.
     """
     require_engine(engine)
-    _require_whole(Path(path))
+    asked = _precision_of(Path(path))
     if engine == "openvino":
         from quantrim.engines.openvino import OpenVinoSession
 
-        return OpenVinoSession(path, threads=threads, precision=precision)
+        return OpenVinoSession(path, threads=threads, precision=precision or asked)
     if engine == "onnxruntime":
         from quantrim.engines.onnxruntime import OnnxRuntimeSession
 
-        return OnnxRuntimeSession(path, threads=threads, precision=precision)
+        return OnnxRuntimeSession(path, threads=threads, precision=precision or "f32")
     from quantrim.engines.tensorrt import TensorRtSession
 
-    return TensorRtSession(path, threads=threads, precision=precision)
+    return TensorRtSession(path, threads=threads, precision=precision or "f32")
 
 
-def _require_whole(path: Path) -> None:
-    """Say what is wrong with a file before an engine says it in its own words."""
+def _precision_of(path: Path) -> Precision:
+    """What a file asks for; and what is wrong with it, before an engine says so in its own words."""
     if not path.is_file():
         raise EngineError(f"{path}: {absence(path)}")
     if path.suffix == ".onnx":
         try:
-            parse_onnx(path, external=False)
+            proto = parse_onnx(path, external=False)
         except ModelError as error:
             raise EngineError(str(error)) from error
+        if any((entry.key, entry.value) == (PRECISION_KEY, "bf16") for entry in proto.metadata_props):
+            return "bf16"
+    return "f32"
 
 
 def require_engine(engine: str) -> None:
@@ -73,6 +77,7 @@ def installed_engines() -> tuple[EngineName, ...]:
 
 __all__ = [
     "ENGINES",
+    "PRECISION_KEY",
     "EngineName",
     "LayerRun",
     "Port",

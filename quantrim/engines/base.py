@@ -12,6 +12,8 @@ from quantrim.graph.ports import Port, fill_shape
 
 EngineName = Literal["openvino", "onnxruntime", "tensorrt"]
 Precision = Literal["f32", "bf16"]
+#: Key of a file's metadata: the type in which its layers that are not INT8 were fastest.
+PRECISION_KEY = "quantrim.precision"
 
 
 @dataclass(frozen=True, slots=True)

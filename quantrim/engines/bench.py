@@ -74,7 +74,8 @@ def bench(
         warmup: untimed rounds.
         repeat: timed rounds.
         shape: shape of the first input where other axes are dynamic too.
-        precisions: types of non-INT8 layers; "bf16" rows are measured on OpenVINO alone.
+        precisions: types of non-INT8 layers; "f32" rows are as a tuned file asks for, "bf16" rows are measured
+            on OpenVINO alone.
         streams: above 1, measure throughput with that many runs in parallel.
 
     Returns:
@@ -87,7 +88,7 @@ def bench(
         raise EngineError(f"repeat is {repeat}, warmup {warmup}, streams {streams}; they must be positive.")
     files = [models] if isinstance(models, str | Path) else models
     sessions = [
-        (str(model), open_session(model, engine, threads=threads, precision=precision))
+        (str(model), open_session(model, engine, threads=threads, precision=_asked(precision)))
         for model in files
         for engine in engines
         for precision in precisions
@@ -108,6 +109,11 @@ def bench(
             )
         )
     return rows
+
+
+def _asked(precision: Precision) -> Precision | None:
+    """Beside "bf16" rows there is one as the file asks for, which is f32 unless tuning found otherwise."""
+    return None if precision == "f32" else precision
 
 
 def interleaved(

@@ -42,6 +42,8 @@ class PtqConfig:
         input_shape: shape of the first input where axes other than the batch are dynamic.
         engines: engines to ask; None for those of the target that are installed, () for none.
         threads: CPU threads of the latency measurement.
+        tune_seconds: time for finding the rewrites that are faster on the engines; 0 rewrites nothing. The
+            precision of the layers is then chosen by the clock, too.
 
     Raises:
         ConfigError: an illegal value; ``error.field`` names it.
@@ -65,6 +67,7 @@ class PtqConfig:
     input_shape: tuple[int, ...] | None = None
     engines: tuple[EngineName, ...] | None = None
     threads: int = 1
+    tune_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("skip", "skip_tensors", "overrides", "refinements"):
@@ -98,6 +101,8 @@ class PtqConfig:
                 f"hist_percent {self.hist_percent}: a share of the values, above 0 and up to 1.",
                 field="hist_percent",
             )
+        if not 0 <= self.tune_seconds < float("inf"):
+            raise ConfigError(f"tune_seconds is {self.tune_seconds!r}; seconds, from 0.", field="tune_seconds")
         for name in ("samples", "batch_size", "threads"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):

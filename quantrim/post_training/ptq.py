@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -18,19 +18,20 @@ from quantrim.engines.machine import describe_machine
 from quantrim.engines.trial import EngineResult, ask
 from quantrim.errors import ModelError
 from quantrim.files import require_onnx_output, size_mb
-from quantrim.graph import graph_from_onnx, normalize, prove_equal, read_onnx
+from quantrim.graph import Graph, graph_from_onnx, normalize, prove_equal, read_onnx
 from quantrim.graph.feeds import IMAGENET, ImagePreprocess, calibration_feeds, kept_batches
 from quantrim.graph.load import as_onnx
 from quantrim.graph.ports import Feed, fill_shape, input_ports
+from quantrim.graph.session import save_model
 from quantrim.placement import Plan, place
 from quantrim.placement.quantized import Quantized
 from quantrim.post_training.calibrate import collect
 from quantrim.post_training.config import PtqConfig, ptq_config, require_overrides_match
-from quantrim.post_training.quantize import decide, output_noise, refine, save_quantized
+from quantrim.post_training.quantize import ask_precision, decide, output_noise, refine, save_quantized
 from quantrim.post_training.refine import REFINEMENTS, Refinement, equalize
-from quantrim.ranges import (
-    Sketch,
-)
+from quantrim.post_training.tuning import Choice, choose_form
+from quantrim.ranges import Sketch
+from quantrim.rewrites import Memory, Trial, Tuned
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,7 @@ class PtqResult:
         normalization_error: relative L2 distance that normalising caused (rounding).
         engines: verdicts; the first engine of the target comes first.
         histograms: activation histograms with the chosen ranges, for the report.
+        tuning: what was tried to make it faster, and what won; None where nothing was asked for.
     """
 
     output: str
@@ -62,6 +64,7 @@ class PtqResult:
     normalization_error: float
     engines: tuple[EngineResult, ...]
     histograms: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    tuning: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON schema; verdict and latency of the first engine stand at the top."""
@@ -81,6 +84,8 @@ class PtqResult:
             value |= first.to_json()
         value["engines"] = [result.to_json() for result in self.engines]
         value["histograms"] = list(self.histograms)
+        if self.tuning is not None:
+            value["tuning"] = self.tuning
         value["machine"] = describe_machine().to_json()
         return value
 
@@ -94,9 +99,14 @@ def ptq(
     preprocess: ImagePreprocess | Callable[[Path], np.ndarray] = IMAGENET,
     example_inputs: Any = None,
     on_batch: Callable[[int], None] | None = None,
+    memory: Memory | None = None,
+    on_trial: Callable[[Trial], None] = lambda trial: None,
     **options: Any,
 ) -> PtqResult:
     """Quantize a model after training and ask the engines what became of it.
+
+    With ``tune_seconds``, the fastest of whole INT8, BF16, FP32 and mixtures of them is written, with the
+    rewrites that the engines run faster: a file that says in its metadata in which precision it was fastest.
 
     Args:
         model: .onnx file, Paddle inference model folder, or nn.Module.
@@ -106,6 +116,8 @@ def ptq(
         preprocess: for image files.
         example_inputs: for an nn.Module: tensors to export it with; the first calibration batch by default.
         on_batch: progress callback, called with the number of samples calibrated.
+        memory: answers of earlier races, for tuning; of this run alone by default.
+        on_trial: called with each rewrite that tuning tried.
         options: fields of :class:`PtqConfig`; they change ``config``.
 
     Raises:
@@ -122,11 +134,13 @@ def ptq(
         normalized = normalize(original)
         error = prove_equal(original, normalized, kept[0])
         counted = _Counted(feeds, on_batch)
-        quantized, sketches, refined = quantize(normalized, counted, kept, config)
-        save_quantized(quantized, config.rules, output)
+        form = None
+        if config.tune_seconds > 0:
+            form = choose_form(normalized, kept, config, Path(folder), memory=memory, on_trial=on_trial)
+        made = _write(form or Choice(normalized, Tuned(normalized)), counted, kept, config, Path(output))
         seconds = time.perf_counter() - start
         results = tuple(
-            ask(engine, path, Path(output), quantized.graph, quantized.plan.float_nodes, kept, config.threads)
+            ask(engine, path, Path(output), made.graph, made.float_nodes, kept, config.threads)
             for engine in asked
         )
         return PtqResult(
@@ -136,15 +150,53 @@ def ptq(
             size_mb={"fp32": size_mb(path), "int8": size_mb(output)},
             algo=config.algo,
             target=config.target,
-            refined=refined,
+            refined=made.refined,
             normalization_error=error,
             engines=results,
-            histograms=histograms(quantized, sketches),
+            histograms=made.histograms,
+            tuning=None if form is None else form.to_json(),
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What became of a model.
+
+    Attributes:
+        graph: view of the float model that was quantized.
+        float_nodes: linear nodes that stay float → reason.
+        refined: refinements that were kept.
+        histograms: of the quantized tensors.
+    """
+
+    graph: Graph
+    float_nodes: Mapping[str, str]
+    refined: tuple[str, ...] = ()
+    histograms: tuple[dict[str, Any], ...] = ()
+
+
+def _write(form: Choice, feeds: Iterable[Feed], kept: Sequence[Feed], config: PtqConfig, output: Path) -> _Made:
+    """Calibrate and write the INT8 file; the float file where that was fastest."""
+    if not form.int8:
+        graph = graph_from_onnx(form.model, kept[0])
+        plan = place(graph, config.rules, config.selection)
+        ask_precision(form.model, form.precision)
+        save_model(form.model, output)
+        faster = {name: f"the whole model is faster in {form.winner}" for name in plan.weights}
+        return _Made(graph, {**plan.float_nodes, **faster})
+    quantized, sketches, refined = quantize(form.model, feeds, kept, config, form.float_layers)
+    save_quantized(quantized, config.rules, output, form.precision)
+    slower = {name: "slower in INT8 on this engine" for name in form.float_layers}
+    float_nodes = {**quantized.plan.float_nodes, **slower}
+    return _Made(quantized.graph, float_nodes, refined, histograms(quantized, sketches))
+
+
 def quantize(
-    model: ir.Model, feeds: Iterable[Feed], kept: Sequence[Feed], config: PtqConfig
+    model: ir.Model,
+    feeds: Iterable[Feed],
+    kept: Sequence[Feed],
+    config: PtqConfig,
+    float_layers: frozenset[str] = frozenset(),
 ) -> tuple[Quantized, Mapping[str, Sketch], tuple[str, ...]]:
     """Place, calibrate, choose scales, refine: everything between a normalised model and its file.
 
@@ -153,12 +205,13 @@ def quantize(
         feeds: calibration batches, used once.
         kept: a few of them, for shapes and refinement.
         config: settings; each refinement is kept only where it lowers the error at the outputs.
+        float_layers: nodes that stay float beside those that the settings name.
 
     Returns:
         The decisions, the sketches, and the names of the refinements that were kept.
     """
     graph = graph_from_onnx(model, kept[0])
-    plan = place(graph, config.rules, config.selection)
+    plan = place(graph, config.rules, replace(config.selection, float_nodes=float_layers))
     if not plan.weights:
         raise ModelError("no layer of this model can be quantized. " + _why_nothing(plan))
     require_overrides_match(plan, config.overrides)

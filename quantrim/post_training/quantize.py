@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from quantrim.engines import PRECISION_KEY, Precision
 from quantrim.errors import ModelError
 from quantrim.files import write_json
 from quantrim.graph import Graph
@@ -77,12 +78,21 @@ def output_noise(quantized: Quantized, feeds: Sequence[Mapping[str, np.ndarray]]
     return noise(one.model, one.plan, one.activations, one.weights, feeds, expected)
 
 
-def save_quantized(quantized: Quantized, target: Target, output: str | Path) -> None:
-    """Write the INT8 file, and its ranges beside it."""
+def save_quantized(
+    quantized: Quantized, target: Target, output: str | Path, precision: Precision = "f32"
+) -> None:
+    """Write the INT8 file, which says in which precision its float layers run, and its ranges beside it."""
     one = quantized
     int8 = write_qdq(one.model, one.plan, one.activations, one.weights, int32_bias=target.bias == "int32")
+    ask_precision(int8, precision)
     save_model(int8, output)
     write_json(ranges_path(output), ranges_json(one))
+
+
+def ask_precision(model: ir.Model, precision: Precision) -> None:
+    """Let a file say in which precision its float layers run; float32 needs no word."""
+    if precision != "f32":
+        model.metadata_props[PRECISION_KEY] = precision
 
 
 def weight_codes(

@@ -50,6 +50,11 @@ class Duel:
         """Whether the candidate is slower beyond noise."""
         return self.low > LOSES
 
+    @property
+    def clear(self) -> bool:
+        """Whether more runs would change nothing: it wins, loses, or does surely neither."""
+        return self.wins or self.loses or WINS < self.low <= self.high < LOSES
+
 
 def duel(
     champion: Session,
@@ -86,7 +91,7 @@ def duel(
         pairs.append((times[0], times[1]))
         if len(pairs) >= _FEWEST and len(pairs) % 16 == 1:
             answer = judged(np.array(pairs))
-            if answer.wins or answer.loses:
+            if answer.clear:
                 return answer
     return judged(np.array(pairs))
 

@@ -26,6 +26,7 @@ from quantrim.graph.from_onnx import observed_shapes
 from quantrim.graph.ports import Feed
 from quantrim.rewrites.base import Site
 from quantrim.rewrites.catalog import rewritten, sites_of
+from quantrim.rewrites.contest import Contest, Entrant
 from quantrim.rewrites.duel import Duel, duel
 from quantrim.rewrites.memory import Memory, scope_of
 from quantrim.rewrites.proof import prove
@@ -254,16 +255,12 @@ class _Search:
 
     def _pays(self) -> bool:
         """Whether everything together beats the original: answers of other models are no proof for this one."""
-        key = f"whole {_digest(self.original)} {sorted(_key(site) for site in self.sites)}"
-        for runner in self.runners:
-            answer = self.memory.recall(runner.scope, key)
-            if answer is None:
-                before = open_session(self.first_path, runner.engine, threads=self.threads)
-                answer = duel(before, runner.session, self.feed, seconds=_RACE_SECONDS)
-                self.memory.learn(runner.scope, key, answer)
-            if answer.loses:
-                return False
-        return True
+        subject = f"{self.kind} {digest(self.original)} {digest(self.model)}"
+        path = self.build(self.model)
+        before, after = Entrant("original", self.first_path), Entrant("rewritten", path)
+        engines = [runner.engine for runner in self.runners]
+        contest = Contest(engines, self.threads, self.feed, self.memory, subject, _RACE_SECONDS)
+        return contest.beats(after, before)
 
     def _tell(self, trial: Trial) -> None:
         self.trials.append(trial)
@@ -272,7 +269,7 @@ class _Search:
 
 def _forgotten(trial: Trial) -> Trial:
     return Trial(trial.rewrite, trial.form, trial.sites, trial.engine, trial.ratio, False,
-                 "all rewrites together were slower than none") if trial.kept else trial  # fmt: skip
+                 "all rewrites together were no faster than none") if trial.kept else trial  # fmt: skip
 
 
 def _key(site: Site) -> str:
@@ -305,7 +302,7 @@ def _stem(name: str) -> str:
     return _REORDER.sub("", name).removesuffix("_original").removesuffix("/WithoutBiases")
 
 
-def _digest(model: ir.Model) -> str:
+def digest(model: ir.Model) -> str:
     """Fingerprint of a graph: operators, names, attributes and shapes of constants, not their values."""
     hashed = hashlib.sha256()
     for text in _described(model):
