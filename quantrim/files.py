@@ -6,12 +6,17 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from quantrim.errors import ConfigError, DataError, QuantrimError
+from quantrim.errors import ConfigError, DataError, QuantrimError, first_line
+from quantrim.scratch import sweep_beside
+
+#: Largest image or JSON file.
+MAX_FILE_BYTES = 2**30
 
 
 @contextlib.contextmanager
@@ -33,6 +38,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_beside(path)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
@@ -93,6 +99,26 @@ def require_onnx_output(output: str | Path, model: Any = None) -> None:
     require_writable(output.parent)
 
 
+def open_regular(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> IO[bytes]:
+    """Open a file for reading, if it is one: a pipe would make us wait, a device may have no end.
+
+    Raises:
+        DataError: it is missing, unreadable, no regular file, or larger than ``max_bytes``.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror}).") from error
+    file = os.fdopen(handle, "rb") if stat.S_ISREG(os.fstat(handle).st_mode) else None
+    if file is None:
+        os.close(handle)
+        raise DataError(f"{path}: no regular file. Remove it, or leave it out.")
+    if (size := os.fstat(handle).st_size) > max_bytes:
+        file.close()
+        raise DataError(f"{path}: {size / 1e6:.0f} MB; files of at most {max_bytes / 1e6:.0f} MB are read.")
+    return file
+
+
 def absence(path: Path) -> str:
     """What is wrong with a path that should be a file: a folder, or nothing there."""
     return "this is a folder, not a file." if path.is_dir() else "no such file."
@@ -113,14 +139,13 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        DataError: the file is missing or is not JSON.
+        DataError: the file is missing, no regular file, or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror})") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a JSON file ({error})") from error
+        with open_regular(path) as file:
+            return json.loads(file.read())
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of 5,000 digits
+        raise DataError(f"{path}: not a JSON file ({first_line(error)}).") from error
 
 
 def sha256(path: str | Path) -> str:

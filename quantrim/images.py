@@ -10,15 +10,14 @@ under the name ``photo.png`` to Ghostscript.
 from __future__ import annotations
 
 import io
-import os
-import stat
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import IO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401 - to import them is to register them
 
 from quantrim.errors import DataError
+from quantrim.files import open_regular
 
 #: Formats that are opened, by Pillow's names; JPEG takes in MPO, the files of several views that phones write.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF")
@@ -26,8 +25,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF")
 MAX_PIXELS = 178_956_970
 #: Longest side; resizing and padding count in 16 bits behind it.
 MAX_SIDE = 32_767
-#: Largest image file.
-MAX_FILE_BYTES = 2**30
+
 
 #: What Pillow raises for files that are cut off, damaged or absurd; KeyError and the like come from the parsers
 #: of odd formats.
@@ -101,27 +99,7 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
         return image.size
 
 
-def open_regular(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> BinaryIO:
-    """Open a file for reading, if it is one: a pipe would make us wait, a device may have no end.
-
-    Raises:
-        DataError: it is missing, unreadable, no regular file, or larger than ``max_bytes``.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}).") from error
-    file = os.fdopen(handle, "rb") if stat.S_ISREG(os.fstat(handle).st_mode) else None
-    if file is None:
-        os.close(handle)
-        raise DataError(f"{path}: no regular file. Remove it, or leave it out.")
-    if (size := os.fstat(handle).st_size) > max_bytes:
-        file.close()
-        raise DataError(f"{path}: {size / 1e6:.0f} MB; files of at most {max_bytes / 1e6:.0f} MB are read.")
-    return file
-
-
-def _decoded(file: BinaryIO, channels: int, max_pixels: int) -> np.ndarray:
+def _decoded(file: IO[bytes], channels: int, max_pixels: int) -> np.ndarray:
     with _opened(file, max_pixels) as image:
         upright = _eight_bits(_upright(image)).convert("L" if channels == 1 else "RGB")
         pixels = np.asarray(upright)
@@ -131,7 +109,7 @@ def _decoded(file: BinaryIO, channels: int, max_pixels: int) -> np.ndarray:
 class _opened:  # noqa: N801 - a context manager, used like a function
     """An image whose header was checked; faults of decoding, too, become ImageError."""
 
-    def __init__(self, file: BinaryIO, max_pixels: int) -> None:
+    def __init__(self, file: IO[bytes], max_pixels: int) -> None:
         self.file, self.max_pixels = file, max_pixels
 
     def __enter__(self) -> Image.Image:

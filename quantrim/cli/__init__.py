@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from functools import partial
 
 import typer
 
@@ -27,6 +29,7 @@ from quantrim.cli import (
     serve,
     train,
 )
+from quantrim.cli.supervise import SUPERVISED, stopping, supervised
 from quantrim.errors import QuantrimError
 
 _INTERRUPTED = 130
@@ -64,22 +67,43 @@ app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:
-    """Entry point: exit code 0 done, 1 failed with one clear line, 2 bad usage, 130 interrupted."""
+    """Entry point: exit code 0 done, 1 failed with one clear line, 2 bad usage, 128 + n ended by signal n."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # what it warns of becomes an error of ours
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    sys.exit(_until_stopped(partial(supervised, _run) if verb in SUPERVISED else _outcome))
+
+
+def _run() -> int:
+    return _until_stopped(_outcome)
+
+
+def _until_stopped(work: Callable[[], int]) -> int:
+    """Exit code of some work, or of the signal that ended it."""
+    with stopping() as stop:
+        try:
+            return work()
+        except QuantrimError as error:
+            return _failed(with_option(error))
+        except KeyboardInterrupt:
+            pass
+        except SystemExit as end:
+            if end.code != _INTERRUPTED:  # typer turns Ctrl-C into this code, without a word
+                return end.code if isinstance(end.code, int) else int(end.code is not None)
+        number = stop.number or signal.SIGINT
+        print("quantrim: terminated" if number == signal.SIGTERM else "quantrim: interrupted", file=sys.stderr)
+        return 128 + number
+
+
+def _outcome() -> int:
     try:
         app()
-    except QuantrimError as error:
-        _fail(with_option(error))
     except MemoryError as error:
-        _fail(f"not enough memory ({error or 'allocation failed'}). Use a smaller batch or input.")
+        return _failed(f"not enough memory ({error or 'allocation failed'}). Use a smaller batch or input.")
     except OSError as error:  # a file that can't be read, a folder that can't be written
         if error.filename is None:
             raise
-        _fail(f"{error.filename}: {error.strerror}.")
-    except SystemExit as stop:
-        if stop.code == _INTERRUPTED:  # typer turns Ctrl-C into this code, without a word
-            print("quantrim: interrupted", file=sys.stderr)
-        raise
+        return _failed(f"{error.filename}: {error.strerror}.")
+    return 0
 
 
 def with_option(error: QuantrimError) -> str:
@@ -91,8 +115,8 @@ def with_option(error: QuantrimError) -> str:
     return re.sub(rf"(?<![\w-]){re.escape(error.field)}(?!\w)", option, text)
 
 
-def _fail(message: str) -> NoReturn:
+def _failed(message: str) -> int:
     if message.startswith("Caught "):  # torch wraps an error of a data loading process in its traceback
         message = message.rsplit("Error: ", 1)[-1]
     print(f"quantrim: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(1)
+    return 1

@@ -9,7 +9,6 @@ drop races in turns at the end.
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +36,7 @@ from quantrim.graph.ports import input_ports
 from quantrim.graph.session import save_model
 from quantrim.post_training import PtqConfig
 from quantrim.post_training.quantize import ranges_path
+from quantrim.scratch import scratch_folder
 from quantrim.targets import target_named
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def compress(
     require_engine(engine)
     require_onnx_output(output, model)
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as name:
+    with scratch_folder() as name:
         folder = Path(name)
         source = as_onnx(model, folder, example_inputs, data)
         original = read_onnx(source)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import onnxruntime as ort
 from quantrim.engines.base import EngineName, LayerRun, Precision
 from quantrim.errors import EngineError, first_line, refusal
 from quantrim.graph.ports import Port
+from quantrim.scratch import scratch_folder
 
 _DTYPES = {
     "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
@@ -78,11 +78,11 @@ class OnnxRuntimeSession:
 
     def layers(self, feed: Mapping[str, np.ndarray]) -> tuple[LayerRun, ...]:
         """Nodes of the optimised graph, with kernel times of the second of two profiled runs."""
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             options = self._options()
-            options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+            options.optimized_model_filepath = str(folder / "optimized.onnx")
             options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / "profile")
+            options.profile_file_prefix = str(folder / "profile")
             session = self._open(options)
             for _ in range(2):
                 session.run(self._names, dict(feed))

@@ -13,17 +13,19 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
 
 from quantrim.errors import DataError
-from quantrim.files import absence
+from quantrim.files import absence, open_regular
+from quantrim.graph.arrays import StoredArray, stored_arrays
 from quantrim.graph.ports import Feed, Port, spell
 from quantrim.images import ImageError, read_image, require_size
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+#: Longest list of images: some million lines.
+MAX_LIST_BYTES = 2**28
 _WORKERS = 4
 #: Decoded samples that wait for the model at most.
 _AHEAD = 32
@@ -73,6 +75,7 @@ class ImagePreprocess:
 
 IMAGENET = ImagePreprocess()
 Decode = Callable[[Path], np.ndarray]
+_Array = np.ndarray | StoredArray
 
 
 def calibration_feeds(
@@ -182,7 +185,8 @@ def image_files(path: Path) -> list[Path]:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return [path]
     try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        with open_regular(path, MAX_LIST_BYTES) as listed:
+            lines = [line.split() for line in listed.read().decode().splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: neither an image, an .npy/.npz file, nor a text list of images.") from error
     files = [path.parent / line[0] for line in lines]
@@ -230,14 +234,10 @@ def _decoded(files: Iterable[Path], port: Port, decode: Decode) -> Iterator[Feed
                 future.cancel()
 
 
-def _load_arrays(path: Path, ports: Sequence[Port]) -> dict[str, np.ndarray]:
-    try:
-        loaded = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
-        if isinstance(loaded, np.ndarray):
-            return {ports[0].name: loaded}
-        arrays = {key: loaded[key] for key in loaded.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise DataError(f"{path}: can't be read as {path.suffix[1:]} ({error}).") from error
+def _load_arrays(path: Path, ports: Sequence[Port]) -> Mapping[str, _Array]:
+    arrays: Mapping[str, _Array] = stored_arrays(path)
+    if path.suffix == ".npy":
+        return {ports[0].name: arrays[""]}
     if all(port.name in arrays for port in ports):
         return arrays
     if len(ports) == 1:
@@ -252,22 +252,23 @@ def _load_arrays(path: Path, ports: Sequence[Port]) -> dict[str, np.ndarray]:
     )
 
 
-def _batch_fits(array: np.ndarray, port: Port) -> bool:
+def _batch_fits(array: _Array, port: Port) -> bool:
     """Whether an array can be samples of an input: labels and the like can't."""
     return array.ndim == len(port.shape) and all(
         wanted in (None, got) for wanted, got in zip(port.shape[1:], array.shape[1:], strict=True)
     )
 
 
-def _from_rows(arrays: Mapping[str, np.ndarray], ports: Sequence[Port], source: object) -> Iterator[Feed]:
+def _from_rows(arrays: Mapping[str, _Array], ports: Sequence[Port], source: object) -> Iterator[Feed]:
     for port in ports:
         if port.name not in arrays or arrays[port.name].ndim == 0:
             raise DataError(f"{source}: no samples for input {port.name!r} ({spell(port.shape)}).")
     lengths = {port.name: len(arrays[port.name]) for port in ports}
     if len(set(lengths.values())) > 1:
         raise DataError(f"{source}: inputs have different numbers of samples: {lengths}.")
-    for index in range(next(iter(lengths.values()))):
-        yield {port.name: _fit(arrays[port.name][index], port, f"{source}: sample {index}") for port in ports}
+    for index, rows in enumerate(zip(*(arrays[port.name] for port in ports), strict=True)):
+        named = zip(ports, rows, strict=True)
+        yield {port.name: _fit(np.asarray(row), port, f"{source}: sample {index}") for port, row in named}
 
 
 def _from_iterable(source: Iterable[Any], ports: Sequence[Port]) -> Iterator[Feed]:

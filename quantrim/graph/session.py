@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from quantrim.errors import ModelError, first_line, refusal
 from quantrim.files import absence, atomic_path
+from quantrim.scratch import scratch_folder
 
 #: Protobuf refuses messages of 2 GiB; models near it travel through files with external data.
 _PROTO_LIMIT_BYTES = 1_800_000_000
@@ -88,8 +88,8 @@ def reference_session(model: ir.Model, *, threads: int | None = None) -> ort.Inf
         if model_bytes(model) < _PROTO_LIMIT_BYTES:
             data = ir.serde.serialize_model(model).SerializeToString()
             return ort.InferenceSession(data, options, providers=providers)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
+        with scratch_folder() as folder:
+            path = folder / "model.onnx"
             ir.save(model, path, external_data="model.onnx.data")
             return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime raises many types of its own

@@ -6,7 +6,6 @@ engine outside of Paddle has no place for is refused by its name; what was silen
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
@@ -20,6 +19,7 @@ from quantrim.paddle.settings import DEFAULT_OPERATORS, ops_of, target_of
 from quantrim.post_training import PtqConfig, PtqResult, ptq
 from quantrim.post_training.quantize import ranges_path
 from quantrim.ranges import Algo
+from quantrim.scratch import scratch_folder
 
 if TYPE_CHECKING:
     import torch
@@ -136,8 +136,8 @@ class PostTrainingQuantization:
 
     def quantize(self) -> PtqResult:
         """Calibrate and quantize; the verdict is in the result."""
-        with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder) / "model.onnx"
+        with scratch_folder() as folder:
+            output = folder / "model.onnx"
             self.result = ptq(
                 self._model, self._data, output, config=self._config, example_inputs=self._example
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ from quantrim.post_training.refine import REFINEMENTS, Refinement, equalize
 from quantrim.post_training.tuning import Choice, choose_form
 from quantrim.ranges import Sketch
 from quantrim.rewrites import Memory, Trial, Tuned
+from quantrim.scratch import scratch_folder
 
 if TYPE_CHECKING:
     import torch
@@ -126,8 +126,8 @@ def ptq(
     config = ptq_config(config, **options)
     asked = config.asked_engines()
     require_onnx_output(output, model)
-    with tempfile.TemporaryDirectory() as folder:
-        path = as_onnx(model, Path(folder), example_inputs, data)
+    with scratch_folder() as folder:
+        path = as_onnx(model, folder, example_inputs, data)
         original = read_onnx(path)
         start = time.perf_counter()
         feeds, kept = _feeds(original, data, config, preprocess)
@@ -136,7 +136,7 @@ def ptq(
         counted = _Counted(feeds, on_batch)
         form = None
         if config.tune_seconds > 0:
-            form = choose_form(normalized, kept, config, Path(folder), memory=memory, on_trial=on_trial)
+            form = choose_form(normalized, kept, config, folder, memory=memory, on_trial=on_trial)
         made = _write(form or Choice(normalized, Tuned(normalized)), counted, kept, config, Path(output))
         seconds = time.perf_counter() - start
         results = tuple(

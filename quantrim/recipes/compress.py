@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +20,7 @@ from quantrim.recipes.deploy import carry_deploy
 from quantrim.recipes.prune import PruneRecipe, prune_config
 from quantrim.recipes.qat import QatRecipe, train_quantized
 from quantrim.recipes.runs import best_key, export, load
+from quantrim.scratch import scratch_folder
 from quantrim.vision.config import Config, build_data
 from quantrim.vision.evaluate import engine_predictor, evaluate
 from quantrim.vision.train import TrainSettings
@@ -115,8 +115,8 @@ def compress_config(
             raise ConfigError(f"{model}: such a file can't be trained. Give the weights (.pth) it came from.")
         return search(model)
     loaded = load(config, model)
-    with tempfile.TemporaryDirectory() as folder:
-        float_file = Path(folder) / "fp32.onnx"
+    with scratch_folder() as folder:
+        float_file = folder / "fp32.onnx"
         export(loaded, float_file)
         offers = None if training is None else _offers(config, model, engine, threads, training)
         result = search(float_file, offers=offers)

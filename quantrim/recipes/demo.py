@@ -16,6 +16,7 @@ from quantrim.post_training import PtqResult, ptq
 from quantrim.recipes.comparison import compare, examples_of_set
 from quantrim.recipes.runs import best_key, export, load, train_config
 from quantrim.report import write_report
+from quantrim.scratch import claiming
 from quantrim.vision.config import load_config
 from quantrim.vision.data.datasets import VisionData
 from quantrim.vision.evaluate import engine_predictor, evaluate, torch_predictor
@@ -48,6 +49,7 @@ class DemoResult:
     quantized: PtqResult
 
 
+@claiming
 def demo(
     save_dir: str | Path, *, iterations: int | None = None, images: int | None = None, say: Say = print
 ) -> DemoResult:

@@ -41,6 +41,7 @@ from quantrim.pruning.sensitivity.sensitivity import Progress, Sensitivity, meas
 from quantrim.recipes.calibration import calibration_pairs
 from quantrim.recipes.runs import Loaded, example_input, export, load, validation
 from quantrim.recipes.sensitivity_plot import plot_sensitivity
+from quantrim.scratch import claiming
 from quantrim.vision.config import Config, build_data, build_loss, build_optimizer
 from quantrim.vision.train import TrainResult, TrainSettings, train
 
@@ -182,6 +183,7 @@ def _forecast(
     )
 
 
+@claiming
 def prune_config(
     config: Config,
     weights: str | Path,

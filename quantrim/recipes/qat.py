@@ -7,7 +7,6 @@ during it, and after it. The best one is exported.
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from quantrim.qat.export.export import ExportResult
 from quantrim.qat.qat import QAT
 from quantrim.recipes.calibration import calibration_pairs
 from quantrim.recipes.runs import Loaded, load, validation, write_deploy
+from quantrim.scratch import claiming, scratch_folder
 from quantrim.targets import target_named
 from quantrim.vision.config import Config, build_data, build_loss, build_optimizer
 from quantrim.vision.evaluate import engine_predictor, evaluate
@@ -118,6 +118,7 @@ class QatRun:
         )
 
 
+@claiming
 def train_quantized(
     config: Config,
     weights: str | Path,
@@ -270,8 +271,8 @@ def _ask(exported: ExportResult, loaded: Loaded, recipe: QatRecipe) -> tuple[tup
     name = str(exported.float_model.graph.inputs[0].name)
     feeds = [{name: loaded.data[index][0][None].numpy()} for index in range(count)]
     graph = graph_from_onnx(exported.float_model, feeds[0])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "float.onnx"
+    with scratch_folder() as folder:
+        path = folder / "float.onnx"
         save_model(exported.float_model, path)
         results = tuple(
             ask(engine, path, exported.path, graph, exported.plan.float_nodes, feeds, recipe.threads)

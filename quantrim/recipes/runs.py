@@ -20,6 +20,7 @@ from quantrim.graph.feeds import image_files
 from quantrim.graph.from_torch import export_onnx
 from quantrim.images import read_image
 from quantrim.pruning.plan import load_trained
+from quantrim.scratch import claiming
 from quantrim.vision.config import (
     Config,
     build_data,
@@ -61,6 +62,7 @@ def load(config: Config, weights: str | Path | None) -> Loaded:
     return Loaded(config, model.eval(), data)
 
 
+@claiming
 def train_config(
     config: Config,
     settings: TrainSettings,

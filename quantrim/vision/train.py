@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from quantrim.engines.machine import describe_machine
 from quantrim.errors import ConfigError, ModelError, QuantrimError, did_you_mean, first_line
 from quantrim.files import require_writable, write_json
+from quantrim.scratch import claiming
 from quantrim.vision.checkpoint import (
     RunState,
     carry_best,
@@ -124,6 +125,7 @@ class _Run:
     state: RunState
 
 
+@claiming
 def train(
     model: nn.Module,
     settings: TrainSettings,

@@ -132,7 +132,7 @@ def test_a_folder_without_images_and_a_missing_path_are_named(tmp_path):
 
 def test_images_for_a_dynamic_input_need_a_shape(picture_folder):
     open_port = Port("image", (None, 3, None, None), np.dtype(np.float32))
-    with pytest.raises(DataError, match="--input-shape"):
+    with pytest.raises(DataError, match="input_shape"):
         list(calibration_feeds(picture_folder, [open_port]))
     feeds = list(calibration_feeds(picture_folder, [open_port], shape=(1, 3, 16, 12)))
     assert feeds[0]["image"].shape[1:] == (3, 16, 12)

@@ -10,11 +10,9 @@ and MDP (arXiv 2504.02168); the code is our own.
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from quantrim.pruning.cost.cost import Kept, Widths, WidthTable, full_widths
 from quantrim.pruning.groups.groups import ChannelGraph
 from quantrim.pruning.groups.slots import ChannelIds
 from quantrim.pruning.groups.values import GraphCall, Result, Value
+from quantrim.scratch import scratch_folder
 
 #: Widths at which a layer is timed, as shares of its full width.
 _SHARES = (1.0, 0.75, 0.5, 0.25)
@@ -185,8 +184,8 @@ def measured_side_by_side(
 ) -> list[float]:
     """Median milliseconds of modules that take turns on an engine."""
     engine = engine or Engine()
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"model{number}.onnx" for number in range(len(modules))]
+    with scratch_folder() as folder:
+        paths = [folder / f"model{number}.onnx" for number in range(len(modules))]
         for module, path in zip(modules, paths, strict=True):
             export_onnx(module, example_inputs, path, dynamic_batch=False, parity=False)
         rows = bench(paths, engines=(engine.name,), threads=engine.threads, warmup=3, repeat=repeat)
@@ -233,8 +232,8 @@ class _Stopwatch:
 
     def _time(self, model: onnx.ModelProto) -> float:
         """Lower quartile of milliseconds, without what an empty run takes."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "layer.onnx"
+        with scratch_folder() as folder:
+            path = folder / "layer.onnx"
             onnx.save(model, path)
             session = open_session(path, self.engine.name, threads=self.engine.threads)
         feed = {port.name: np.ones([int(s or 1) for s in port.shape], np.float32) for port in session.inputs}

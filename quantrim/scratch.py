@@ -1,0 +1,181 @@
+"""Folders that a process has for itself: temporary ones, always swept, and a lock on those that it writes to.
+
+Both rest on ``flock``: the kernel gives a lock back when its process ends, however it ends. So a temporary
+folder whose lock is free is a dead process's, whatever runs under its process id today, or in which container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import inspect
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from quantrim.errors import QuantrimError
+
+try:
+    import fcntl
+except ImportError:  # Windows: temporary folders go at the end of the process, folders are not locked
+    fcntl = None  # type: ignore[assignment]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_PREFIX = "quantrim-"
+_SCRATCH_LOCK, _FOLDER_LOCK = ".alive", ".quantrim.lock"
+#: Folders younger than this may not have their lock yet, seconds.
+_YOUNG_S = 60.0
+#: A temporary file beside its target is a dead process's when nobody has written to it for so long, seconds.
+_ABANDONED_S = 3600.0
+
+#: Folders that this process has claimed, with how often: recipes claim a folder and so do the verbs they call.
+_claimed: dict[Path, tuple[int, int]] = {}
+_claiming = threading.Lock()
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder that is gone when the block ends; that of a killed process goes at the next call."""
+    sweep()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    handle = _locked(folder / _SCRATCH_LOCK)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def sweep() -> int:
+    """Remove the temporary folders of this user's dead processes; how many there were."""
+    if fcntl is None:
+        return 0
+    removed = 0
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # somebody else's, or another process sweeps it right now
+            state = folder.lstat()
+            if state.st_uid != os.getuid() or time.time() - state.st_mtime < _YOUNG_S:
+                continue
+            handle = os.open(folder / _SCRATCH_LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+                removed += 1
+            finally:
+                os.close(handle)
+    return removed
+
+
+def sweep_beside(path: Path) -> None:
+    """Remove the temporary files that killed processes left beside a file of this name."""
+    for stale in path.parent.glob(f".{_literal(path.stem)}-????????{_literal(path.suffix)}"):
+        with contextlib.suppress(OSError):
+            if time.time() - stale.lstat().st_mtime > _ABANDONED_S:
+                stale.unlink()
+
+
+def _literal(text: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
+
+
+@contextlib.contextmanager
+def claimed(folder: str | Path) -> Iterator[None]:
+    """Keep other runs out of a folder until the block ends; within one process it may be claimed again.
+
+    Args:
+        folder: made if it is missing.
+
+    Raises:
+        QuantrimError: another process writes there, or the folder can't be written.
+    """
+    folder = Path(folder)
+    if fcntl is None or int(os.environ.get("RANK", "0")) != 0:  # the first process of a group claims for all
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        place = folder.resolve()
+        with _claiming:
+            count, handle = _claimed.get(place) or (0, _claim(place))
+            _claimed[place] = count + 1, handle
+    except OSError as error:
+        raise QuantrimError(
+            f"{folder}: can't be written ({error.strerror or error}). Choose a writable folder."
+        ) from error
+    try:
+        yield
+    finally:
+        with _claiming:
+            _release(place)
+
+
+def _release(place: Path) -> None:
+    count, handle = _claimed.pop(place)
+    if count > 1:
+        _claimed[place] = count - 1, handle
+    elif handle >= 0:
+        (place / _FOLDER_LOCK).unlink(missing_ok=True)
+        os.close(handle)
+
+
+def claiming(verb: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: the folder that the verb's argument ``save_dir`` names is the verb's own until it ends."""
+    signature = inspect.signature(verb)
+
+    @functools.wraps(verb)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with claimed(signature.bind(*args, **kwargs).arguments["save_dir"]):
+            return verb(*args, **kwargs)
+
+    return run
+
+
+def _claim(folder: Path) -> int:
+    path = folder / _FOLDER_LOCK
+    while True:
+        try:
+            handle = _locked(path)
+        except BlockingIOError:
+            raise QuantrimError(
+                f"{folder}: {_holder(path)} is writing here. Wait for its end, or choose another folder."
+            ) from None
+        if handle is None:
+            return -1
+        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):  # else its holder just removed it
+            os.ftruncate(handle, 0)
+            os.write(handle, str(os.getpid()).encode())
+            return handle
+        os.close(handle)
+
+
+def _holder(path: Path) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        return f"process {int(path.read_text())}"
+    return "another process"
+
+
+def _locked(path: Path) -> int | None:
+    """Descriptor of a locked file; None where the file system knows no locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    if fcntl is None:
+        return None
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+            return None
+        raise
+    return handle
