@@ -8,6 +8,8 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -36,17 +38,42 @@ _INTERRUPTED = 130
 #: Options whose name is not that of the library's argument.
 OPTIONS = {"overrides": "--override", "refinements": "--refine", "skip_tensors": "--skip-tensor"}
 
+#: How to get what the core does without, by module.
+EXTRAS = {
+    **dict.fromkeys(
+        ("torch", "torchvision", "accelerate", "safetensors", "tensorboard"), "pip install 'quantrim[train]'"
+    ),
+    **dict.fromkeys(("fastapi", "uvicorn", "prometheus_client", "multipart"), "pip install 'quantrim[serve]'"),
+}
+
 app = typer.Typer(
     name="quantrim",
     help="Quantize and trim vision models, verified on the engine that runs them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # tables of the other modes cut the names of options at 80 columns
     context_settings={
         "help_option_names": ["-h", "--help"],
         # PaddleSeg spells options with underscores, --save_dir; both spellings are the same option.
         "token_normalize_func": lambda word: word.replace("_", "-"),
     },
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"quantrim {version('quantrim')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    show: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Quantize and trim vision models, verified on the engine that runs them."""
+
 
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
@@ -97,6 +124,11 @@ def _until_stopped(work: Callable[[], int]) -> int:
 def _outcome() -> int:
     try:
         app()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRAS:
+            raise
+        return _failed(f"this needs {package}, which is not installed. Install it with: {EXTRAS[package]}")
     except MemoryError as error:
         return _failed(f"not enough memory ({error or 'allocation failed'}). Use a smaller batch or input.")
     except OSError as error:  # a file that can't be read, a folder that can't be written

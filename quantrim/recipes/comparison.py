@@ -17,8 +17,7 @@ from quantrim.graph.feeds import image_files
 from quantrim.images import read_image
 from quantrim.recipes.runs import Deployment, overlaid, ranked
 from quantrim.vision.data.datasets import Truth, VisionData
-from quantrim.vision.data.sample import Sample, apply
-from quantrim.vision.evaluate import classes_of
+from quantrim.vision.data.sample import Sample, apply, classes_of
 from quantrim.vision.views import Predict
 
 #: Longest side of a picture in the page.

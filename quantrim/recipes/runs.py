@@ -30,9 +30,9 @@ from quantrim.vision.config import (
     export_transforms,
 )
 from quantrim.vision.data.datasets import VisionData
-from quantrim.vision.data.sample import Sample, Transform, apply
+from quantrim.vision.data.sample import Sample, Transform, apply, classes_of
 from quantrim.vision.data.transforms import transform_named
-from quantrim.vision.evaluate import classes_of, evaluate, torch_predictor
+from quantrim.vision.evaluate import evaluate, torch_predictor
 from quantrim.vision.palette import PALETTE
 from quantrim.vision.train import TrainResult, TrainSettings, train
 from quantrim.vision.views import Predict, views_of

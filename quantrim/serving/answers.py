@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image
 
 from quantrim.serving.artefact import Artefact
-from quantrim.vision.data.sample import Sample
-from quantrim.vision.evaluate import classes_of
+from quantrim.vision.data.sample import Sample, classes_of
 from quantrim.vision.palette import PALETTE
 
 

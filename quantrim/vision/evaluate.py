@@ -11,7 +11,7 @@ from torch import nn
 from quantrim.engines import Session
 from quantrim.errors import DataError, ModelError
 from quantrim.vision.data.datasets import Truth, VisionData
-from quantrim.vision.data.sample import Sample, undo
+from quantrim.vision.data.sample import Sample, classes_of
 from quantrim.vision.metrics import ConfusionMatrix, TopK
 from quantrim.vision.views import Predict
 
@@ -106,11 +106,3 @@ def sample_groups(data: VisionData, count: int, batch_size: int) -> Iterator[lis
         group.append((sample, truth))
     if group:
         yield group
-
-
-def classes_of(scores: np.ndarray, sample: Sample) -> np.ndarray:
-    """Class of each pixel of the original picture, from logits (C, h, w) or classes (h, w)."""
-    if np.issubdtype(scores.dtype, np.integer):
-        wide = undo(scores.reshape(1, *scores.shape[-2:]).astype(np.float32), sample.steps)
-        return np.rint(wide[0]).astype(np.int64)
-    return undo(scores, sample.steps).argmax(axis=0)

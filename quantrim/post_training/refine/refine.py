@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,6 @@ from quantrim.graph.normalize import run_batches
 from quantrim.graph.view import Graph
 from quantrim.placement.plan import Plan
 from quantrim.placement.qdq import write_qdq
-from quantrim.post_training.refine.adaround import adaptive_rounding
 from quantrim.post_training.refine.bias import correct_bias
 from quantrim.post_training.refine.walk import Step, walk
 from quantrim.ranges import ActivationScale
@@ -45,9 +44,12 @@ def refine_weights(
         feeds: calibration batches.
         refinements: "adaround", "bias" or both; each layer is rounded first, then its bias corrected.
     """
+    rounded: Callable[[Step], WeightCodes] = lambda step: step.codes  # noqa: E731
+    if "adaround" in refinements:  # trains with torch, which nothing else here needs
+        from quantrim.post_training.refine.adaround import adaptive_rounding as rounded
 
     def correct(step: Step) -> WeightCodes:
-        codes = adaptive_rounding(step) if "adaround" in refinements else step.codes
+        codes = rounded(step)
         if "bias" not in refinements:
             return codes
         return correct_bias(

@@ -21,23 +21,7 @@ from torchvision.transforms import v2
 from quantrim.errors import ConfigError
 from quantrim.vision.data.geometry import ResizeByLong
 from quantrim.vision.data.objects import Objects, joined
-from quantrim.vision.data.sample import Channels, Probability, Sample, Scale, Size, padded
-
-
-@dataclass(frozen=True)
-class Letterbox:
-    """Resize with the aspect kept, then pad on the right and below to ``target_size`` (width, height)."""
-
-    target_size: Size = (416, 416)
-    im_padding_value: Channels = (114, 114, 114)
-
-    def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
-        """Apply."""
-        height, width = sample.image.shape[:2]
-        ratio = min(self.target_size[0] / width, self.target_size[1] / height)
-        longest = round(max(height, width) * ratio)
-        sample = ResizeByLong(longest)(sample, generator)
-        return padded(sample, *self.target_size, self.im_padding_value, 255)
+from quantrim.vision.data.sample import Channels, Probability, Sample, Scale, Size
 
 
 def _through(transform: nn.Module, sample: Sample, generator: np.random.Generator) -> Sample:

@@ -340,3 +340,19 @@ class CenterCrop:
         height, width = sample.image.shape[:2]
         top, left = max(0, (height - self.size) // 2), max(0, (width - self.size) // 2)
         return _cropped(sample, (slice(top, top + self.size), slice(left, left + self.size)))
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Resize with the aspect kept, then pad on the right and below to ``target_size`` (width, height)."""
+
+    target_size: Size = (416, 416)
+    im_padding_value: Channels = (114, 114, 114)
+
+    def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
+        """Apply."""
+        height, width = sample.image.shape[:2]
+        ratio = min(self.target_size[0] / width, self.target_size[1] / height)
+        longest = round(max(height, width) * ratio)
+        sample = ResizeByLong(longest)(sample, generator)
+        return padded(sample, *self.target_size, self.im_padding_value, 255)

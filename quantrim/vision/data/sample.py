@@ -188,3 +188,11 @@ def undo(scores: np.ndarray, steps: Sequence[GeometricStep]) -> np.ndarray:
             resized = cv2.resize(moved, (step.width, step.height), interpolation=cv2.INTER_LINEAR)
             scores = resized.reshape(step.height, step.width, -1).transpose(2, 0, 1)
     return scores
+
+
+def classes_of(scores: np.ndarray, sample: Sample) -> np.ndarray:
+    """Class of each pixel of the original picture, from logits (C, h, w) or classes (h, w)."""
+    if np.issubdtype(scores.dtype, np.integer):
+        wide = undo(scores.reshape(1, *scores.shape[-2:]).astype(np.float32), sample.steps)
+        return np.rint(wide[0]).astype(np.int64)
+    return undo(scores, sample.steps).argmax(axis=0)
