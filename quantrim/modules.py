@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +29,32 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for inner, mode in modes.items():
             inner.training = mode
+
+
+def transparent_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module whose calls Python sees, once, with its path: all but torch.jit's and what they hold."""
+    paths = dict(module.named_modules())
+    opaque = [path for path, inner in paths.items() if isinstance(inner, torch.jit.ScriptModule)]
+    for path, inner in paths.items():
+        if not any(path == hidden or path.startswith(f"{hidden}.") for hidden in opaque):
+            yield path, inner
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function run as it is written, even when it is called from torch.compile, or calls what is compiled.
+
+    A compiler doesn't see through the function modes that watch a module's calls. Where nothing is compiled in
+    this process, the function itself is returned, and the compiler isn't imported.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return function
+
+    def eager(*args: Any, **kwargs: Any) -> Any:
+        with torch.compiler.set_stance("force_eager"):
+            return function(*args, **kwargs)
+
+    made: Callable[..., Any] = torch.compiler.disable(eager)  # type: ignore[no-untyped-call]
+    return made
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:

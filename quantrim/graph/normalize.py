@@ -4,7 +4,8 @@ What normalising does, in order:
 
 1. opset below 13 is converted to 17 (per-channel DequantizeLinear starts at 13);
 2. constants are folded, dead nodes and identities dropped, shared constants de-duplicated;
-3. BatchNorm is folded into the linear op before it, padding into convolutions, successive clips into one;
+3. BatchNorm is folded into the linear op before it, one that is written out as Mul and Add as well, padding
+   into convolutions, successive clips into one;
 4. the spatial mean of a 4-D tensor becomes GlobalAveragePool, ``MatMul + Add`` becomes Gemm,
    ``x * HardSigmoid(x)`` becomes HardSwish: the forms that engines have INT8 or fused kernels for;
 5. a BatchNorm that nothing before it can take in (behind a concat, in DenseNet) becomes a depthwise 1x1
@@ -29,6 +30,7 @@ import onnxscript.rewriter
 from onnxscript.rewriter.rules import common as rules
 
 from quantrim.errors import ModelError, first_line
+from quantrim.graph.folding import fold_channel_affine, own_weights_before_batch_norms
 from quantrim.graph.ports import Feed, numpy_dtype
 from quantrim.graph.session import parse_onnx, reference_session
 
@@ -76,7 +78,9 @@ def normalize(model: ir.Model) -> ir.Model:
     require_finite(model)
     model = model.clone()
     onnxscript.optimizer.optimize(model, onnx_shape_inference=True)
+    own_weights_before_batch_norms(model)
     model = onnxscript.rewriter.rewrite(model, pattern_rewrite_rules=_rules(model))
+    fold_channel_affine(model)
     pools_from_means(model)
     convolutions_from_batch_norms(model)
     onnxscript.optimizer.remove_unused_nodes(model)

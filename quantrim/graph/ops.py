@@ -6,6 +6,8 @@ A row names the op, the ONNX operators and torch functions that it stands for, a
     multiplies an activation with a constant weight.
 ``product``
     multiplies two tensors, of which the second may be a weight.
+``hidden_product``
+    multiplies activations inside, where no quantizer reaches.
 ``moves``
     moves values; each one that comes out was there before, or is a constant.
 ``exact``
@@ -37,7 +39,7 @@ from typing import Literal, get_args
 
 Fact = Literal[
     "linear", "product", "moves", "exact", "non_negative", "keeps_sign", "bounded", "near", "smooth",
-    "homogeneous", "result_unused",
+    "homogeneous", "result_unused", "hidden_product",
 ]  # fmt: skip
 
 
@@ -66,6 +68,11 @@ def _op(name: str, onnx: str = "", torch: str = "", facts: str = "") -> Op:
 
 
 _MOVES = "moves exact keeps_sign bounded near"
+_HIDDEN_PRODUCTS = (
+    "multi_head_attention_forward flex_attention einsum tensordot addmm addbmm baddbmm addmv addr mv dot vdot "
+    "inner outer ger kron chain_matmul multi_dot bilinear cdist conv_tbc deform_conv2d lstm gru rnn_tanh "
+    "rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
+)
 
 OPS = {op.name: op for op in (
     _op("conv", "Conv", "conv1d conv2d conv3d", "linear product smooth result_unused"),
@@ -73,7 +80,8 @@ OPS = {op.name: op for op in (
         "linear product smooth result_unused"),
     _op("linear", "", "linear", "linear product smooth result_unused"),
     _op("matmul", "", "matmul mm bmm rmatmul", "product smooth"),
-    _op("scaled_dot_product_attention", "", "", "smooth"),
+    _op("scaled_dot_product_attention", "", "", "smooth hidden_product"),
+    *(_op(name, "", "", "hidden_product") for name in _HIDDEN_PRODUCTS.split()),
     _op("batch_norm", "BatchNormalization", "batch_norm", "smooth result_unused"),
     _op("layer_norm", "LayerNormalization", "layer_norm", "smooth"),
     _op("instance_norm", "InstanceNormalization"),

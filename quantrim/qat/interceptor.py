@@ -24,12 +24,12 @@ from typing_extensions import override
 
 from quantrim.errors import ModelError
 from quantrim.graph.ops import PRODUCT_OPS
-from quantrim.modules import in_mode
+from quantrim.modules import in_mode, transparent_modules, uncompiled
 from quantrim.qat.config import QATConfig, fresh
 from quantrim.qat.plan import CallSite, QuantizationPlan, Read, WeightUse, Write
 from quantrim.qat.quantizers.activations import activation_quantizer
 from quantrim.qat.quantizers.bias import BiasRounding, finer_factor, replaced
-from quantrim.qat.quantizers.weights import weight_preprocess, weight_quantizer
+from quantrim.qat.quantizers.weights import scale_of, weight_preprocess, weight_quantizer
 from quantrim.qat.tracing.attention import multi_head_attention
 from quantrim.qat.tracing.functions import Function, canonical
 from quantrim.qat.tracing.scope import Scope
@@ -37,6 +37,8 @@ from quantrim.targets import Target
 
 #: Name of the quantizer set in the user's module, and prefix of its keys in the state_dict.
 SET_NAME = "quantrim"
+#: What nn.Module.__call__ calls; one in the instance's own dictionary stands before the class's.
+_CALL = "_call_impl"
 OUT_OF_PLACE: dict[Function, Function] = {Tensor.add_: torch.add, Tensor.__iadd__: torch.add}
 
 
@@ -107,7 +109,10 @@ class QuantizerSet(nn.Module):
         self.quantizing, self.batch_norm_frozen = True, False
         self.visitor: Visitor | None = None
         self._modes = Modes()
-        self.handles = [handle for path, inner in module.named_modules() for handle in self._hook(path, inner)]
+        self.handles: list[Any] = []
+        for path, inner in transparent_modules(module):
+            self.handles.extend(self._hook(path, inner))
+            inner.__dict__[_CALL] = Entry(inner, path, self)
 
     def _hook(self, path: str, inner: nn.Module) -> list[Any]:
         return [
@@ -115,11 +120,13 @@ class QuantizerSet(nn.Module):
             inner.register_forward_hook(self._leave, always_call=True),
         ]
 
-    def detach(self) -> None:
-        """Take the hooks away; the module runs as if it had never been quantized."""
+    def detach(self, module: nn.Module) -> None:
+        """Take hooks and entries away; the module runs as if it had never been quantized."""
         for handle in self.handles:
             handle.remove()
         self.handles = []
+        for inner in module.modules():
+            inner.__dict__.pop(_CALL, None)
 
     def forward(self, x: Any) -> Any:
         """Hand on what is given: an nn.Sequential calls all of its submodules in turn, this one too."""
@@ -130,25 +137,32 @@ class QuantizerSet(nn.Module):
         """Whether the function mode is active."""
         return bool(self._modes.stack)
 
-    def _enter(self, path: str, module: nn.Module, args: Any) -> None:
-        if self.running:
-            self._modes.stack[-1].scope.enter(path)
-            return
+    @contextmanager
+    def active(self, path: str, module: nn.Module) -> Iterator[None]:
+        """The function mode, for a call of the module at ``path`` that comes from outside of any other."""
         if self.batch_norm_frozen and self.training:
             freeze_batch_norms(module)
         mode = Interceptor(self, self.visitor or Simulate(self, observe=path == ""))
-        mode.scope.enter(path, self._only_frame(path))
+        mode.outermost = self._only_frame(path)
         self._modes.stack.append(mode)
-        mode.__enter__()  # type: ignore[no-untyped-call]
+        try:
+            with mode:
+                yield
+        finally:
+            self._modes.stack.pop()
+
+    def _enter(self, path: str, module: nn.Module, args: Any) -> None:
+        if not self.running:
+            raise ModelError(
+                f"module {path!r} is quantized, but was called around nn.Module's own call, as nn.DataParallel "
+                "does. Call the module itself; use DistributedDataParallel."
+            )
+        mode = self._modes.stack[-1]
+        mode.scope.enter(path, None if mode.scope.frames else mode.outermost)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self.running:  # another hook failed before ours had run
-            return
-        mode = self._modes.stack[-1]
-        mode.scope.leave()
-        if not mode.scope.frames:
-            self._modes.stack.pop()
-            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if self.running and self._modes.stack[-1].scope.frames:  # else another hook failed before ours had run
+            self._modes.stack[-1].scope.leave()
 
     def _only_frame(self, path: str) -> str:
         """Name under which the module at ``path`` runs, when it is called from outside of the root.
@@ -174,6 +188,30 @@ class QuantizerSet(nn.Module):
         return dict(self.__dict__)
 
 
+class Entry:
+    """Stands in a module for nn.Module's own call, and holds the function mode in the outermost one.
+
+    Forward hooks alone can't: torch runs none of them when a call ends by Ctrl-C or SystemExit.
+    """
+
+    def __init__(self, module: nn.Module, path: str, quantizers: QuantizerSet) -> None:
+        self.module, self.path, self.quantizers = module, path, quantizers
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module's class computes."""
+        if self.quantizers.running:
+            return _class_call(self.module, *args, **kwargs)
+        return uncompiled(self._outermost)(*args, **kwargs)
+
+    def _outermost(self, *args: Any, **kwargs: Any) -> Any:
+        with self.quantizers.active(self.path, self.module):
+            return _class_call(self.module, *args, **kwargs)
+
+
+def _class_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return type(module)._call_impl(module, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+
 def key_of(name: str) -> str:
     """Name for a ModuleDict, which allows no dots."""
     return name.replace(".", "|")
@@ -191,7 +229,7 @@ class Interceptor(TorchFunctionMode):
 
     def __init__(self, quantizers: QuantizerSet, visitor: Visitor) -> None:
         super().__init__()
-        self.scope = Scope()
+        self.scope, self.outermost = Scope(), ""
         self.sites, self.seen, self.visitor = quantizers.layout.sites, quantizers.layout.seen, visitor
 
     def __torch_function__(
@@ -284,7 +322,7 @@ class Simulate(Visitor):
         prepared = prepared_weight(self.quantizers, weight, use)
         if not self.quantizers.training and hasattr(quantizer, "scale"):
             finer = finer_factor(getattr(quantizer, "largest", 127))
-            self.rounding.scales[site.name] = quantizer.scale(prepared) / finer  # type: ignore[operator]
+            self.rounding.scales[site.name] = scale_of(quantizer, prepared, use.axis) / finer
         result: Tensor = quantizer(prepared)
         return result
 
@@ -319,20 +357,21 @@ class Simulate(Visitor):
         member = member if self.observe else None
         key = key_of(group)
         quantizer = self.quantizers.activations[key]
+        x, plain = prepared_activation(self.quantizers, x, group), x
         if not self.quantizers.quantizing:
             if quantizer.training and member is not None and hasattr(quantizer, "observe"):
                 with torch.no_grad():
                     quantizer.observe(x.detach(), member)  # type: ignore[operator]
-            return x
-        x = self.prepared(x, group)
+            return plain
         result: Tensor = quantizer(x, member, reuse, exposed) if hasattr(quantizer, "members") else quantizer(x)
         return result
 
-    def prepared(self, x: Tensor, group: str) -> Tensor:
-        """Activation after its preprocess module, if it has one."""
-        key = key_of(group)
-        changed: Tensor = self.quantizers.inputs[key](x) if key in self.quantizers.inputs else x
-        return changed
+
+def prepared_activation(quantizers: QuantizerSet, x: Tensor, group: str) -> Tensor:
+    """Activation after its preprocess module, if it has one."""
+    key = key_of(group)
+    prepared: Tensor = quantizers.inputs[key](x) if key in quantizers.inputs else x
+    return prepared
 
 
 def prepared_weight(quantizers: QuantizerSet, weight: Tensor, use: WeightUse) -> Tensor:

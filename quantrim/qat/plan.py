@@ -92,6 +92,8 @@ class BiasUse:
         layer: call of the layer.
         norm: call of the BatchNorm that belongs to it, where the sum of both biases is rounded; None without.
         slot: way to the layer's own bias; () without one.
+        factor: call that multiplies in a BatchNorm that is written out, and ``norm`` adds; None without.
+        places: position of the constant in that call and in ``norm``.
         group: key of the quantizer of what the layer multiplies.
     """
 
@@ -99,6 +101,8 @@ class BiasUse:
     norm: str | None
     slot: ArgumentPath
     group: str
+    factor: str | None = None
+    places: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +177,7 @@ def plan_module(
     for run in (*traces[1:], *training):
         _check_same_order(traces[0], run)
     groups = _merged_groups(traces, plans)
+    first = replace(plans[0], float_nodes=_float_calls(traces[0], plans[0]))
     signs = [sign_facts(t.graph) for t in traces]
     codes = group_codes(groups, signs, plans[0].activation, config)
     sites: dict[str, CallSite] = {}
@@ -199,12 +204,22 @@ def plan_module(
         weights={use.key: use for use in uses},
         seen=frozenset(
             name for run in (*traces, *training) for name, call in run.calls.items() if call.op in PRODUCT_OPS
-        ),
+        ).union(*(run.constant for run in (*traces, *training))),
         frames=frames,
-        plan=plans[0],
+        plan=first,
         graph=traces[0].graph,
         calls=traces[0].calls,
     )
+
+
+def _float_calls(run: Trace, plan: Plan) -> dict[str, str]:
+    """Every product that stays float, with the reason: those that placement knows, and all others."""
+    found = dict(plan.float_nodes)
+    for node in run.graph.nodes:
+        if node.op in having("hidden_product") and node.name not in plan.int8_nodes:
+            found.setdefault(node.name, f"quantrim doesn't quantize {node.op}")
+    found |= dict.fromkeys(sorted(run.constant), "input is a constant")
+    return found | dict(run.opaque)
 
 
 def _check_globs(module: nn.Module, traces: Sequence[Trace], config: QATConfig) -> None:
@@ -390,7 +405,11 @@ def _biases(run: Trace, plan: Plan, groups: Mapping[str, str]) -> dict[str, Bias
         flat = call.op != "linear" or len(run.shapes[call.inputs[0][1]]) == 2
         if flat and (call.bias is not None or call.norm is not None):
             use = BiasUse(name, call.norm, call.bias_slot, groups[call.inputs[0][1]])
-            found |= dict.fromkeys(filter(None, (name, call.norm)), use)
+            if call.factor is not None and call.norm is not None:
+                sites = (run.calls[call.factor], run.calls[call.norm])
+                first, second = (site.attributes["constant_slot"][0] for site in sites)
+                use = replace(use, factor=call.factor, places=(first, second))
+            found |= dict.fromkeys(filter(None, (name, call.norm, call.factor)), use)
     return found
 
 

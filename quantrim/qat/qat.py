@@ -203,7 +203,7 @@ class QAT:
 
     def remove(self) -> nn.Module:
         """Take quantizers and hooks away; returns the module with its trained float weights."""
-        self.quantizer_set.detach()
+        self.quantizer_set.detach(self.module)
         delattr(self.module, SET_NAME)
         return self.module
 

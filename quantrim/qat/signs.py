@@ -47,7 +47,8 @@ def _sign(node: Node, sources: Sequence[Sign]) -> Sign:
         return Sign(True, 1.0 if node.op != "relu" else cap)
     constant = node.attributes.get("constant_operand", False)
     bicubic = node.attributes.get("mode") == "bicubic"  # overshoots
-    keeps = node.op in having("keeps_sign") and not constant and not bicubic
+    negative = node.op == "pad" and node.attributes.get("value", 0) < 0
+    keeps = node.op in having("keeps_sign") and not constant and not bicubic and not negative
     return Sign(keeps and inherited, cap if keeps and inherited else None)
 
 
@@ -63,11 +64,13 @@ def group_codes(
         config: gives the width.
     """
     members: dict[str, list[Sign]] = {}
+    known = config.activation_preprocess is None  # a module of the user's may give any values
     for tensor, group in groups.items():
-        members.setdefault(group, []).extend(facts[tensor] for facts in signs if tensor in facts)
+        facts = [each[tensor] for each in signs if tensor in each]
+        members.setdefault(group, []).extend(facts if known else [Sign(False, None)] * len(facts))
     codes = {}
     for group, facts in members.items():
-        non_negative = all(fact.non_negative for fact in facts)
+        non_negative = bool(facts) and all(fact.non_negative for fact in facts)
         caps = [fact.cap for fact in facts]
         cap = max(c for c in caps if c is not None) if non_negative and None not in caps else None
         kind = "u8" if activation == "u8" else "s8"

@@ -20,9 +20,10 @@ from typing_extensions import override
 
 from quantrim.graph.session import reference_session, with_outputs
 from quantrim.qat.export.labels import tensors_of
-from quantrim.qat.interceptor import LiveModule, QuantizerSet, Simulate
+from quantrim.qat.interceptor import LiveModule, QuantizerSet, Simulate, prepared_activation
 from quantrim.qat.plan import CallSite, Read, Write
 from quantrim.qat.quantizers.activations import SMALLEST_SCALE
+from quantrim.ranges import ActivationScale
 
 #: Distance from the edge between two codes, in steps, that rounding errors of sums explain.
 EDGE = 0.01
@@ -59,6 +60,7 @@ def agreement(
     live: LiveModule,
     model: ir.Model,
     tensors: Mapping[str, str],
+    scales: Mapping[str, ActivationScale],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> CodeAgreement:
@@ -68,6 +70,7 @@ def agreement(
         live: the trained module.
         model: the quantized model.
         tensors: tensor of the file → tensor of the trace.
+        scales: what each activation quantizer stands for in the file, by group.
         args: positional inputs of the module.
         kwargs: keyword inputs of the module.
     """
@@ -77,7 +80,7 @@ def agreement(
     feed = {port.name: value for port, value in zip(session.get_inputs(), values, strict=True)}
     names = [port.name for port in session.get_outputs()]
     found = dict(zip(names, session.run(names, feed), strict=True))
-    forced = Force(live.quantizers, {traced: found[name] for traced, name in real.items()})
+    forced = Force(live.quantizers, scales, {traced: found[name] for traced, name in real.items()})
     with live.evaluating(forced):
         outputs, _ = torch.utils._pytree.tree_flatten(live.module(*args, **kwargs))
     returned = [found[str(value.name)] for value in model.graph.outputs]
@@ -93,12 +96,18 @@ class Force(Simulate):
 
     Args:
         quantizers: the quantizers.
+        scales: what each of them stands for, by group.
         codes: codes to compare with, by tensor of the trace.
     """
 
-    def __init__(self, quantizers: QuantizerSet, codes: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self,
+        quantizers: QuantizerSet,
+        scales: Mapping[str, ActivationScale],
+        codes: Mapping[str, np.ndarray],
+    ) -> None:
         super().__init__(quantizers, observe=False)
-        self.codes = codes
+        self.scales, self.codes = scales, codes
         self.counts: dict[str, tuple[int, int, int]] = {}
 
     @override
@@ -117,13 +126,11 @@ class Force(Simulate):
         if tensor not in self.codes or self.codes[tensor].shape != x.shape:
             # a padding that the file has taken into the convolution: it holds the codes from before
             return self._activation(x, group, None)
-        x = self.prepared(x, group)
-        scale, zero_point = self.quantizers.quantizer(group).qparams()  # type: ignore[operator]
-        allowed = self.quantizers.layout.codes[group]
+        scale, zero_point = self.scales[group].scale, self.scales[group].zero_point
         theirs = torch.from_numpy(self.codes[tensor].astype(np.float32)).to(x.device)
-        real = torch.div(x.float(), scale) + zero_point
-        ours = torch.clamp(torch.round(real - zero_point) + zero_point, allowed.low, allowed.high)
-        if float(scale) <= 2 * SMALLEST_SCALE:  # all zeros so far: a rounding error of a sum is many such steps
+        real = torch.div(prepared_activation(self.quantizers, x, group).float(), scale) + zero_point
+        ours = torch.round(self._activation(x, group, None).float() / scale) + zero_point
+        if scale <= 2 * SMALLEST_SCALE:  # all zeros so far: a rounding error of a sum is many such steps
             theirs = ours
         differs = ours != theirs
         edge = (real - torch.floor(real) - 0.5).abs() <= EDGE

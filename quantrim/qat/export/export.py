@@ -17,7 +17,6 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from quantrim.errors import ModelError
 from quantrim.files import size_mb
@@ -37,9 +36,8 @@ from quantrim.qat.export.labels import (
     multiplied,
     read_marks,
 )
-from quantrim.qat.interceptor import LiveModule, QuantizerSet, Visitor, key_of, prepared_weight
-from quantrim.qat.plan import CallSite, WeightUse
-from quantrim.qat.quantizers.bias import finer_factor
+from quantrim.qat.export.trained import TakeWeights, TrainedWeight, trained_scales
+from quantrim.qat.interceptor import LiveModule
 from quantrim.ranges import ActivationScale, widen_for_bias
 from quantrim.ranges.codes import WeightCodes
 
@@ -70,52 +68,6 @@ class ExportResult:
     float_model: ir.Model = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class TrainedWeight:
-    """A weight as trained.
-
-    Attributes:
-        raw: float32 weight of the module, before its preprocess module.
-        codes: int8, same shape.
-        scales: float32[channels], or [1] per tensor.
-        axis: output-channel dimension.
-    """
-
-    raw: np.ndarray
-    codes: np.ndarray
-    scales: np.ndarray
-    axis: int
-
-
-class TakeWeights(Visitor):
-    """Visitor that takes the codes of every weight in an ordinary run."""
-
-    def __init__(self, quantizers: QuantizerSet) -> None:
-        self.quantizers = quantizers
-        self.weights: dict[str, TrainedWeight] = {}
-
-    @override
-    def weight(self, weight: Tensor, use: WeightUse, site: CallSite) -> Tensor:
-        quantizer = self.quantizers.weights[key_of(use.key)]
-        prepared = prepared_weight(self.quantizers, weight, use)
-        if not hasattr(quantizer, "scale"):
-            raise ModelError(
-                f"the weight quantizer {type(quantizer).__name__} has no method scale(weight); "
-                "it can train but not be exported."
-            )
-        scale: Tensor = quantizer.scale(prepared)  # type: ignore[operator]
-        largest = getattr(quantizer, "largest", 127)
-        finer = finer_factor(largest)
-        codes = torch.div(prepared, scale).round_().clamp_(-largest, largest) * finer
-        self.weights[site.name] = TrainedWeight(
-            raw=weight.detach().float().cpu().numpy().copy(),
-            codes=codes.to(torch.int8).cpu().numpy(),
-            scales=scale.detach().float().cpu().numpy().reshape(-1) / finer,
-            axis=use.axis,
-        )
-        return weight
-
-
 def export_int8(
     live: LiveModule,
     path: str | Path,
@@ -132,18 +84,19 @@ def export_int8(
     with live.evaluating(taken):
         count = len(_flatten(live.module(*args, **kwargs)))
     names = outputs or numbered("output", count)
-    with live.evaluating(Mark()):
+    trained = trained_scales(live, args, kwargs)
+    with live.evaluating(Mark(live.quantizers)):
         marked = marked_model(live.module, args, kwargs, dynamic_batch, opset, inputs, names)
     model = normalize(marks_before_padding(marked))
     found = read_marks(model)
-    scales = trained_scales(live, found)
+    scales = {tensor: trained[group] for tensor, group in found.groups.items()}
     weights = {
         name: folded_weight(model, name, taken.weights.get(site), scales) for site, name in found.sites.items()
     }
     plan = _plan(live, model, found)
     quantized = write_qdq(model, plan, scales, weights, int32_bias=live.target.bias == "int32")
     quantized.opset_imports.pop(DOMAIN, None)
-    compared = agreement(live, quantized, found.tensors, args, kwargs)
+    compared = agreement(live, quantized, found.tensors, trained, args, kwargs)
     _require_agreement(compared, path)
     save_model(quantized, path)
     model.opset_imports.pop(DOMAIN, None)
@@ -166,22 +119,6 @@ def _require_agreement(compared: CodeAgreement, path: str | Path) -> None:
 def _flatten(outputs: Any) -> list[Tensor]:
     leaves, _ = torch.utils._pytree.tree_flatten(outputs)
     return [leaf.detach().cpu() for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def trained_scales(live: LiveModule, found: Marks) -> dict[str, ActivationScale]:
-    """Scale of every quantized tensor of the file."""
-    scales = {}
-    for tensor, group in found.groups.items():
-        quantizer = live.quantizers.quantizer(group)
-        if not hasattr(quantizer, "qparams"):
-            raise ModelError(
-                f"the activation quantizer {type(quantizer).__name__} has no method qparams(); "
-                "it can train but not be exported."
-            )
-        scale, zero_point = quantizer.qparams()  # type: ignore[operator]
-        signed = live.quantizers.layout.codes[group].low < 0
-        scales[tensor] = ActivationScale(float(scale), int(zero_point), signed)
-    return scales
 
 
 def folded_weight(

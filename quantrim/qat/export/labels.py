@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from quantrim.errors import ModelError
 from quantrim.graph.from_torch import exported
-from quantrim.qat.interceptor import Visitor
+from quantrim.qat.interceptor import QuantizerSet, Visitor, prepared_activation
 from quantrim.qat.plan import CallSite, Read, Write
 
 DOMAIN = "quantrim"
@@ -53,15 +53,23 @@ def _mark_op() -> onnxscript.values.Op:
 
 
 class Mark(Visitor):
-    """Visitor that leaves the module in float and marks where quantizers stand."""
+    """Visitor that leaves the module in float and marks where quantizers stand.
+
+    Modules of the user's that prepare an activation for its quantizer are part of what is exported.
+    """
+
+    def __init__(self, quantizers: QuantizerSet) -> None:
+        self.quantizers = quantizers
 
     @override
     def read(self, x: Tensor, read: Read, site: CallSite) -> Tensor:
-        return mark(x, _key("tensor", read.group, read.tensor))
+        prepared = prepared_activation(self.quantizers, x, read.group)
+        return mark(prepared, _key("tensor", read.group, read.tensor))
 
     @override
     def write(self, x: Tensor, write: Write, site: CallSite) -> Tensor:
-        return mark(x, _key("tensor", write.group, write.tensor))
+        prepared = prepared_activation(self.quantizers, x, write.group)
+        return mark(prepared, _key("tensor", write.group, write.tensor))
 
     @override
     def source(self, x: Tensor, site: CallSite) -> Tensor:
@@ -152,7 +160,7 @@ def marks_before_padding(model: ir.Model) -> ir.Model:
     """Move marks that stand behind a zero padding before it, so that normalising fuses the padding."""
     for node in list(model.graph):
         source = node.inputs[0].producer() if _is_mark(node) and node.inputs[0] is not None else None
-        if source is None or source.op_type != "Pad" or len(list(source.outputs[0].uses())) != 1:
+        if source is None or not _pads_zeros(source) or len(list(source.outputs[0].uses())) != 1:
             continue
         ir.convenience.replace_all_uses_with(node.outputs[0], source.outputs[0])
         node.replace_input_with(0, source.inputs[0])
@@ -160,6 +168,15 @@ def marks_before_padding(model: ir.Model) -> ir.Model:
         node.outputs[0].shape = node.inputs[0].shape if node.inputs[0] is not None else None
     model.graph.sort()
     return model
+
+
+def _pads_zeros(node: ir.Node) -> bool:
+    """Whether a node pads with zeros, which every quantizer holds exactly."""
+    if node.op_type != "Pad" or node.attributes.get_string("mode", "constant") != "constant":
+        return False
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    constant = None if value is None else ir.convenience.get_const_tensor(value, propagate_shape_type=False)
+    return value is None or (constant is not None and not constant.numpy().any())
 
 
 def _is_mark(node: ir.Node) -> bool:

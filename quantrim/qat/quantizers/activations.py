@@ -7,6 +7,8 @@ zero, and its quantizer computes the ReLU before it as well: the clamp at code 0
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,10 +19,15 @@ from typing_extensions import override
 
 from quantrim.qat.config import QATConfig, fresh
 from quantrim.qat.quantizers.fake_quantize import FakeQuantOptions, fake_quantize, learned_clip, learned_step
+from quantrim.qat.quantizers.state import Float32State, project
 from quantrim.ranges import Range
 
 #: Smallest scale of an activation; as in quantrim.ranges.
 SMALLEST_SCALE = 1e-8
+_NOT_FINITE = (
+    "a training batch makes activations that are NaN or infinite; ranges take nothing from it. Check the data, "
+    "the loss and the learning rate."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,7 @@ def codes_for(activation: Literal["u8", "s8"], bits: int, non_negative: bool, ca
     return Codes(-half, max(1, half - 1), affine=False, non_negative=non_negative, cap=cap)
 
 
-class ActivationQuantizer(nn.Module):
+class ActivationQuantizer(Float32State):
     """Common part: from a real range to scale and zero point, and the rounding.
 
     Subclasses say where the range comes from. Several tensors may share a quantizer (the inputs of a
@@ -138,8 +145,23 @@ def code_bounds(codes: Codes, zero_point: Tensor) -> tuple[Any, Any]:
     return (0.0 if codes.non_negative else float(codes.low)), float(codes.high)
 
 
-def batch_range(x: Tensor, codes: Codes) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value of a batch, widened to hold zero and cut at what can occur."""
+def batch_range(x: Tensor, codes: Codes) -> tuple[Tensor, Tensor] | None:
+    """Smallest and largest value of a batch, widened to hold zero and cut at what can occur.
+
+    Returns:
+        float32 scalars; None of a batch that has no range, since it is empty or holds NaN or infinite values.
+        Off the CPU, where looking would make the host wait, such a range is returned as it is.
+    """
+    if not x.numel():
+        return None
+    low, high = _ends(x, codes)
+    if x.device.type == "cpu" and not math.isfinite(float(high) - float(low)):
+        warnings.warn(_NOT_FINITE, stacklevel=2)
+        return None
+    return low, high
+
+
+def _ends(x: Tensor, codes: Codes) -> tuple[Tensor, Tensor]:
     if codes.non_negative:
         high = torch.clamp(x.amax().float(), min=0.0, max=codes.cap)
         return torch.zeros_like(high), high
@@ -182,11 +204,22 @@ class MovingAverage(ActivationQuantizer):
 
     @override
     def observe(self, x: Tensor, member: int) -> None:
-        low, high = batch_range(x, self.codes)
+        found = batch_range(x, self.codes)
+        if found is None:
+            return
+        low, high = self._finite(found, member)
         share = self.weight[member].mul_(self.rate).add_(1).reciprocal()
         self.high[member].lerp_(high, share)
         if not self.codes.non_negative:
             self.low[member].lerp_(low, share)
+
+    def _finite(self, found: tuple[Tensor, Tensor], member: int) -> tuple[Tensor, Tensor]:
+        """The range, or the average so far where an end is NaN or infinite; without a host sync."""
+        low, high = found
+        if low.device.type == "cpu":  # looked at already
+            return found
+        good = torch.isfinite(high - low)
+        return torch.where(good, low, self.low[member]), torch.where(good, high, self.high[member])
 
 
 class BatchRange(MovingAverage):
@@ -200,7 +233,10 @@ class BatchRange(MovingAverage):
         if not self.training or self.members > 1:
             return super().quantize(x, leave)
         with torch.no_grad():
-            scale, zero_point = affine_qparams(*batch_range(x.detach(), self.codes), self.codes)
+            found = batch_range(x.detach(), self.codes)
+            if found is None:
+                return super().quantize(x, leave)
+            scale, zero_point = affine_qparams(*self._finite(found, 0), self.codes)
         first, last = code_bounds(self.codes, zero_point)
         return fake_quantize(x, scale, first, last, leave)
 
@@ -232,7 +268,10 @@ class WindowRange(ActivationQuantizer):
 
     @override
     def observe(self, x: Tensor, member: int) -> None:
-        low, high = batch_range(x, self.codes)
+        found = batch_range(x, self.codes)
+        if found is None:
+            return
+        low, high = (torch.nan_to_num(end, 0.0, 0.0, 0.0) for end in found)
         place = torch.remainder(self.step[member], self.lows.shape[1]).reshape(1)
         self.lows[member].index_copy_(0, place, low.reshape(1))
         self.highs[member].index_copy_(0, place, high.reshape(1))
@@ -269,16 +308,19 @@ class LearnedStep(ActivationQuantizer):
         place = torch.round(self.codes.low - self.offset.detach() / scale)
         return scale, torch.clamp(place, self.codes.low, self.codes.high)
 
+    @property
+    def _largest(self) -> float | None:
+        return None if self.codes.cap is None else self.codes.cap / self.codes.high
+
     def _step(self) -> Tensor:
-        top = None if self.codes.cap is None else self.codes.cap / self.codes.high
-        # of a parameter that a large step has made negative the magnitude counts, so that it can come back
-        return torch.clamp(self.scale.abs(), min=SMALLEST_SCALE, max=top)
+        return torch.clamp(self.scale.abs(), min=SMALLEST_SCALE, max=self._largest)
 
     @override
     def quantize(self, x: Tensor, leave: FakeQuantOptions) -> Tensor:
+        step = project(self.scale, SMALLEST_SCALE, self._largest) if torch.is_grad_enabled() else self._step()
         first, last = code_bounds(self.codes, self.qparams()[1])
-        gain = (x[:1].numel() * self.codes.high) ** -0.5
-        return learned_step(x, self._step(), self.offset, first, last, gain)
+        gain = (max(x.shape[1:].numel(), 1) * self.codes.high) ** -0.5
+        return learned_step(x, step, self.offset, first, last, gain)
 
 
 class LearnedClip(ActivationQuantizer):

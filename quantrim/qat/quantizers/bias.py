@@ -43,6 +43,7 @@ class BiasRounding:
     def __init__(self) -> None:
         self.scales: dict[str, Tensor] = {}
         self._own: dict[str, Tensor | None] = {}
+        self._factors: dict[str, Tensor] = {}
 
     def arguments(
         self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], site: CallSite, source: Tensor
@@ -60,6 +61,11 @@ class BiasRounding:
         assert use is not None
         if function is F.batch_norm:
             return self._normed(use, args, kwargs, source)
+        if site.name == use.factor:
+            self._factors[use.layer] = args[use.places[0]]
+            return args, kwargs
+        if use.factor is not None and site.name == use.norm:
+            return self._shifted(use, args, kwargs, source)
         own = _argument(args, kwargs, use.slot) if use.slot else None
         if use.norm is not None:
             self._own[use.layer] = own
@@ -68,6 +74,18 @@ class BiasRounding:
             return args, kwargs
         step = source * self.scales[use.layer].reshape(-1)
         return replaced(args, kwargs, use.slot, lambda bias: _rounded(bias, step))
+
+    def _shifted(
+        self, use: BiasUse, args: tuple[Any, ...], kwargs: dict[str, Any], source: Tensor
+    ) -> Arguments:
+        """The sum of a BatchNorm that is written out: what its layer's bias has become comes off again."""
+        place, factor = use.places[1], self._factors.pop(use.layer).reshape(-1)
+        own = self._own.pop(use.layer, None)
+        offset = torch.zeros_like(factor) if own is None else own * factor
+        shift = args[place]
+        scale = self.scales[use.layer].reshape(-1) if use.layer in self.scales else _UNIT
+        whole = _rounded(offset + shift.reshape(-1), source * scale * factor.abs()) - offset
+        return (*args[:place], whole.reshape(shift.shape), *args[place + 1 :]), kwargs
 
     def _normed(self, use: BiasUse, args: tuple[Any, ...], kwargs: dict[str, Any], source: Tensor) -> Arguments:
         call = _BATCH_NORM.bind(*args, **kwargs)
@@ -88,7 +106,7 @@ class BiasRounding:
 
 def _rounded(bias: Tensor, step: Tensor) -> Tensor:
     """Nearest multiple of the step; a channel of step 0 keeps its bias."""
-    return torch.where(step > 0, torch.round(bias / step) * step, bias)
+    return torch.where(step > 0, torch.round(bias / step) * step, bias).to(bias.dtype)
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], slot: ArgumentPath) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import override
 
-from quantrim.qat.interceptor import QuantizerSet, Visitor
+from quantrim.qat.interceptor import QuantizerSet, Visitor, prepared_activation
 from quantrim.qat.plan import CallSite, Read, Write
 from quantrim.qat.quantizers.activations import Codes
 from quantrim.ranges import Algo, Range, Sketch, range_of
@@ -20,6 +20,7 @@ class Collect(Visitor):
     """Visitor that runs the module in float and sketches every tensor that has a quantizer."""
 
     def __init__(self, quantizers: QuantizerSet) -> None:
+        self.quantizers = quantizers
         self.sketches = {
             (g, m): Sketch() for g, count in quantizers.layout.members.items() for m in range(count)
         }
@@ -34,7 +35,8 @@ class Collect(Visitor):
 
     def _record(self, x: Tensor, group: str, member: int | None, tensor: str) -> Tensor:
         if member is not None:
-            self.sketches[group, member].add(x.detach().float().cpu().numpy(), name=tensor)
+            prepared = prepared_activation(self.quantizers, x, group)
+            self.sketches[group, member].add(prepared.detach().float().cpu().numpy(), name=tensor)
         return x
 
 

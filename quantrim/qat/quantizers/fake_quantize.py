@@ -98,8 +98,9 @@ def learned_clip(
 ) -> Tensor:
     """Quantize and dequantize with trainable clipping thresholds.
 
-    Gradient of a threshold: the sum of the gradients of the values that it clips ("PACT", Choi et al.,
-    2018, equation 3; ``bottom`` is its mirror image for tensors with negative values).
+    Gradients ("PACT", Choi et al., arXiv 1805.06085, equation 3): a value passes its gradient between the
+    thresholds only, even where it rounds to the last code as well; a threshold gets the sum of the gradients of
+    the values from it outwards. ``bottom`` is the mirror image of ``top`` for tensors with negative values.
 
     Args:
         x: floating tensor.
@@ -155,12 +156,42 @@ def _in_numbers(ctx: Any, x: Tensor, scale: Tensor, low: Any, high: Any, leave: 
         ctx.mark_dirty(x)
     if not any(ctx.needs_input_grad):
         return codes.round_().clamp_(first, last).mul_(step)
+    return _rounded_and_marked(ctx, codes, step, first, last)
+
+
+def _rounded_and_marked(ctx: Any, codes: Tensor, step: float, first: float, last: float) -> Tensor:
+    """Values of fractional codes, kept for the backward pass; those outside of the codes are marked."""
     y = codes.round_().clamp_(first - MARK, last + MARK).mul_(step)
     ctx.ends = (first - MARK) * step, (last + MARK) * step
     # half-way between the last code and the mark beyond it
     ctx.edges = (first - MARK / 2) * step, (last + MARK / 2) * step
     ctx.save_for_backward(y)
     return y
+
+
+def _clipped_in_numbers(
+    ctx: Any,
+    x: Tensor,
+    scale: Tensor,
+    ends: tuple[Tensor, Tensor],
+    low: Any,
+    high: Any,
+    leave: FakeQuantOptions,
+) -> Tensor:
+    """As :func:`_in_numbers`, with marks from the thresholds on, not from half a step beyond the last codes.
+
+    The one in-place function that replaces what lies beyond a bound works downwards, so the upper end is
+    searched among the negated codes.
+    """
+    step = float(scale)
+    codes = x.div_(-step) if leave.reuse else torch.div(x, -step)
+    if leave.reuse:
+        ctx.mark_dirty(x)
+    bottom, top = (end / scale for end in ends)
+    below = torch.nextafter(bottom, bottom - 1)  # a value of the bottom itself, often a zero, isn't clipped
+    torch.threshold_(codes, -float(top), -float(high) - 1)
+    torch.threshold_(codes.neg_(), float(below), float(low) - 1)
+    return _rounded_and_marked(ctx, codes, step, float(low), float(high))
 
 
 def _by_numbers(ctx: Any, x: Tensor, scale: Tensor, leave: FakeQuantOptions) -> bool:
@@ -258,19 +289,22 @@ class _LearnedClip(torch.autograd.Function):
     ) -> Tensor:
         scale = scale.detach()
         ctx.bottom, ctx.edges = bottom is not None, None
+        ends = (low * scale if bottom is None else bottom.detach()), top.detach()
         if _by_numbers(ctx, x, scale, leave):
+            if any(ctx.needs_input_grad):
+                return _clipped_in_numbers(ctx, x, scale, ends, low, high, leave)
             return _in_numbers(ctx, x, scale, low, high, leave)
-        codes = torch.div(x.float(), scale).round_()
-        ctx.save_for_backward(codes >= low, codes <= high)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(x < ends[0], x >= ends[1])
         ctx.mirrored = 0.0 if ctx.bottom else low / high
-        return codes.clamp_(low, high).mul_(scale).to(x.dtype)
+        return _quantized(x, scale, low, high)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         if ctx.edges is None:
-            above_low, below_high = ctx.saved_tensors
-            passed = grad * (above_low & below_high)
-            top, bottom = (grad * ~below_high).sum(), (grad * ~above_low).sum()
+            below, above = ctx.saved_tensors
+            passed = grad.masked_fill(below | above, 0)
+            top, bottom = (grad * above).float().sum(), (grad * below).float().sum()
             if not ctx.bottom:  # of symmetric codes the lower end moves with the upper one
                 top, bottom = top + ctx.mirrored * bottom, None
             return passed, None, bottom, top, None, None, None
@@ -289,7 +323,7 @@ class _LearnedClip(torch.autograd.Function):
 class _ClippedCodes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, threshold: Tensor, largest: int) -> Tensor:
-        y = torch.div(x, scale).round_().clamp_(-largest, largest).mul_(scale)
+        y = torch.div(x, scale).round_().clamp_(-largest, largest).mul_(scale).to(x.dtype)
         ctx.save_for_backward(x, y, threshold)
         return y
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from quantrim.errors import ModelError
 from quantrim.qat.config import QATConfig, fresh
 from quantrim.qat.quantizers.fake_quantize import (
     clip,
@@ -18,6 +19,7 @@ from quantrim.qat.quantizers.fake_quantize import (
     learned_step,
     straight_through,
 )
+from quantrim.qat.quantizers.state import Float32State, project
 from quantrim.ranges.scales import DEAD_CHANNEL_SHARE
 
 _SMALLEST_SCALE = 1e-8
@@ -28,7 +30,7 @@ def largest_code(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
-class WeightQuantizer(nn.Module):
+class WeightQuantizer(Float32State):
     """Scale = largest magnitude of each channel, anew at every step.
 
     Args:
@@ -93,6 +95,30 @@ class SignWeight(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         signs = torch.where(weight.detach() < 0, -1.0, 1.0)
         return weight + (signs * self.scale(weight) - weight).detach()
+
+
+def scale_of(quantizer: nn.Module, weight: Tensor, axis: int) -> Tensor:
+    """What a quantizer's ``scale(weight)`` says, as a tensor that broadcasts against the weight.
+
+    Args:
+        quantizer: with a method ``scale(weight)``, perhaps the user's own.
+        weight: the weight.
+        axis: output-channel dimension.
+
+    Raises:
+        ModelError: the scale has neither one value nor one for each output channel.
+    """
+    scale = torch.as_tensor(quantizer.scale(weight), device=weight.device).float()  # type: ignore[operator]
+    if scale.numel() == 1:
+        return scale.reshape([1] * weight.dim())
+    kept = [size if dim == axis else 1 for dim, size in enumerate(weight.shape)]
+    if scale.numel() != weight.shape[axis] or tuple(scale.shape) not in ((weight.shape[axis],), tuple(kept)):
+        raise ModelError(
+            f"the scale(weight) of {type(quantizer).__name__} is of shape {tuple(scale.shape)} for a weight of "
+            f"shape {tuple(weight.shape)}; give one value, or one an output channel: shape "
+            f"({weight.shape[axis]},) or {tuple(kept)}."
+        )
+    return scale.reshape(kept)
 
 
 class TrackedWeight(WeightQuantizer):
@@ -176,7 +202,7 @@ class LearnedStepWeight(WeightQuantizer):
 
     @override
     def forward(self, weight: Tensor) -> Tensor:
-        step = self._magnitude()
+        step = project(self.step, _SMALLEST_SCALE, None) if torch.is_grad_enabled() else self._magnitude()
         gain = (weight.numel() / self.step.numel() * self.largest) ** -0.5
         return learned_step(weight, step, None, -float(self.largest), float(self.largest), gain)
 
@@ -207,7 +233,7 @@ class ClippedQuantizer(WeightQuantizer):
         return clipped_codes(weight, scale, self._end(), self.largest)
 
 
-class ClippedWeight(nn.Module):
+class ClippedWeight(Float32State):
     """PACT on a weight: ``y = x - relu(x - a) + relu(-a - x)``, clipping to [-a, a] with a learned ``a``.
 
     PaddleSlim starts ``a`` at 20 (later 100) with a learning rate 1000 times the model's, since nothing is

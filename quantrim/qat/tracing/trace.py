@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from quantrim.graph.folding import is_channelwise
 from quantrim.graph.ops import LINEAR_OPS, PRODUCT_OPS
 from quantrim.graph.view import Graph, Node, Weight
+from quantrim.modules import transparent_modules, uncompiled
 from quantrim.qat.tracing.attention import multi_head_attention
+from quantrim.qat.tracing.dependence import Dependence
 from quantrim.qat.tracing.functions import Function, canonical, clip_bounds, refined
 from quantrim.qat.tracing.scope import Scope
 
@@ -46,7 +49,8 @@ class TracedCall:
         weight_slot: way to it; () where no argument is the weight (a BatchNorm that is a convolution).
         bias: name of the constant bias.
         bias_slot: way to it; () without one.
-        norm: site of the BatchNorm that belongs to this linear op.
+        norm: site of the BatchNorm that belongs to this linear op, or of the addition of one written out.
+        factor: site of the multiplication of a BatchNorm that is written out.
         inexact: folding that BatchNorm would tear the groups' common scales apart.
         attributes: see :class:`~quantrim.graph.view.Node`.
     """
@@ -62,6 +66,7 @@ class TracedCall:
     bias: str | None = None
     bias_slot: ArgumentPath = ()
     norm: str | None = None
+    factor: str | None = None
     inexact: bool = False
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,6 +83,8 @@ class Trace:
         overwritten: tensors that somebody still reads through the object an in-place op has changed.
         consumed: tensors whose memory an in-place op takes over → that call; "" when it leaves no trace.
         shapes: first output's shape by site.
+        constant: sites of layers that read constants alone.
+        opaque: path → why it stays float, of submodules whose calls can't be seen.
     """
 
     graph: Graph
@@ -87,6 +94,8 @@ class Trace:
     overwritten: frozenset[str]
     consumed: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
+    constant: frozenset[str] = frozenset()
+    opaque: Mapping[str, str] = field(default_factory=dict)
 
 
 def trace(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Trace:
@@ -104,8 +113,8 @@ def trace(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | No
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             inputs = tracer.feed((*args, *kwargs.values()))
-            with tracer:
-                outputs = module(*args, **kwargs)
+            with Dependence(args, kwargs) as tracer.dependence, tracer:
+                outputs = uncompiled(module)(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
@@ -115,14 +124,25 @@ def trace(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | No
     return tracer.finish(inputs, outputs)
 
 
+def _inside_of(path: str, module: nn.Module) -> bool:
+    """Whether a module above the path is torch.jit's, too."""
+    parts = path.split(".")
+    above = (".".join(parts[:count]) for count in range(bool(path), len(parts)))
+    return any(isinstance(module.get_submodule(name), torch.jit.ScriptModule) for name in above if name != path)
+
+
 def _watch(module: nn.Module, tracer: Tracer) -> Iterator[torch.utils.hooks.RemovableHandle]:
-    for path, inner in module.named_modules():
+    for path, inner in transparent_modules(module):
         yield inner.register_forward_pre_hook(lambda *_, path=path: tracer.enter(path))  # type: ignore[misc]
         yield inner.register_forward_hook(lambda *_: tracer.scope.leave(), always_call=True)
 
 
 class Tracer(TorchFunctionMode):
-    """Records the calls of one run. Tensors are kept alive until the end, so that their ids stay theirs."""
+    """Records the calls of one run. Tensors are kept alive until the end, so that their ids stay theirs.
+
+    What comes out of something that no function mode sees (torch.jit, an autograd.Function, a write into a
+    buffer) is a tensor without a name that depends on the input; it counts as one more input of the graph.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -136,6 +156,14 @@ class Tracer(TorchFunctionMode):
         self.stale: dict[int, tuple[Tensor, str]] = {}
         self.overwritten: set[str] = set()
         self.consumed: dict[str, str] = {}
+        self.constant_layers: set[str] = set()
+        self.unseen: list[str] = []
+        self.dependence: Dependence | None = None
+        self.opaque = {
+            path: "torch.jit hides its calls"
+            for path, inner in module.named_modules()
+            if isinstance(inner, torch.jit.ScriptModule) and not _inside_of(path, module)
+        }
 
     def enter(self, path: str) -> None:
         """A module call starts."""
@@ -159,9 +187,13 @@ class Tracer(TorchFunctionMode):
                 return multi_head_attention(*args, **kwargs)
         op = canonical(function)
         site = None if op is None else self.scope.site(op)
+        if site is not None:
+            self._name_unseen(site, (args, kwargs))
         changed = {id(t): self.names.get(id(t)) for t in _tensors((args, kwargs))}
         inputs = tuple(self._inputs(args, kwargs))
         output = function(*args, **kwargs)
+        if not inputs and op in PRODUCT_OPS and site is not None:
+            self.constant_layers.add(site)
         if not inputs or not any(True for _ in _tensors(output)):
             return output
         if op is None:  # x.T, x.data: attributes that are tensors
@@ -178,6 +210,13 @@ class Tracer(TorchFunctionMode):
             self.consumed[before[1]] = site
             return self._changed_in_place(output)
         return output
+
+    def _name_unseen(self, site: str, values: Any) -> None:
+        """Name the tensors that depend on the input though no call that was seen has made them."""
+        for tensor in _tensors(values):
+            if id(tensor) not in self.names and self.dependence is not None and tensor in self.dependence:
+                self.unseen.append(f"{site}.unseen{f'_{len(self.unseen)}' if self.unseen else ''}")
+                self._name(tensor, self.unseen[-1])
 
     def _inputs(self, args: Any, kwargs: Mapping[str, Any]) -> Iterator[tuple[ArgumentPath, str]]:
         for slot, value in _slots(args, kwargs):
@@ -266,7 +305,7 @@ class Tracer(TorchFunctionMode):
         calls = skip_paddings(calls, returned)
         graph = Graph(
             nodes=tuple(_node(call) for call in calls),
-            inputs=inputs,
+            inputs=(*inputs, *self.unseen),
             outputs=tuple(dict.fromkeys(returned)),
             shapes=self.shapes,
         )
@@ -278,6 +317,8 @@ class Tracer(TorchFunctionMode):
             overwritten=frozenset(self.overwritten),
             consumed=self.consumed,
             shapes=self.shapes,
+            constant=frozenset(self.constant_layers),
+            opaque=self.opaque,
         )
 
 
@@ -287,7 +328,8 @@ def fold_batch_norms(
     """Calls as they stand after normalising, and the maker of every tensor.
 
     A BatchNorm merges into the linear op whose result it alone reads. One over images that finds none (behind
-    a concat, in DenseNet) is a depthwise 1x1 convolution.
+    a concat, in DenseNet) is a depthwise 1x1 convolution. One that is written out as a product and a sum of
+    channels, as torchvision's FrozenBatchNorm2d is, merges into a convolution.
     """
     readers = _readers(calls)
     maker = {name: call.site for call in calls for name in call.outputs}
@@ -300,12 +342,43 @@ def fold_batch_norms(
         if call.op == "batch_norm" and source is not None and alone and source.weight:
             grouped = source.op == "conv_transpose" and source.attributes["group"] > 1
             merged[source.site] = replace(source, outputs=call.outputs, norm=call.site, inexact=grouped)
+        elif call.op == "add" and (layer := _written_out(call, merged, maker, readers, shapes, returned)):
+            factor = maker[call.inputs[0][1]]
+            del merged[factor]
+            merged[layer.site] = replace(layer, outputs=call.outputs, norm=call.site, factor=factor)
         elif call.op == "batch_norm" and len(shapes[call.outputs[0]]) == 4:
             weight = Weight(f"{call.site}.weight", 0, (shapes[call.outputs[0]][1], 1, 1, 1))
             merged[call.site] = replace(call, op="conv", weight=weight, bias=f"{call.site}.bias")
         else:
             merged[call.site] = call
     return list(merged.values()), maker
+
+
+def _written_out(
+    add: TracedCall,
+    merged: Mapping[str, TracedCall],
+    maker: Mapping[str, str],
+    readers: Mapping[str, Sequence[TracedCall]],
+    shapes: Mapping[str, tuple[int, ...]],
+    returned: Sequence[str],
+) -> TracedCall | None:
+    """Convolution whose result alone is multiplied and then shifted by constants of one value a channel."""
+    chain = [add]
+    for op in ("mul", "conv"):
+        source = merged.get(maker.get(chain[-1].inputs[0][1], "")) if chain[-1].inputs else None
+        if source is None or source.op != op or source.norm is not None:
+            return None
+        result = source.outputs[0]
+        if len(readers[result]) != 1 or result in returned or not _is_channelwise(chain[-1], shapes[result]):
+            return None
+        chain.append(source)
+    return chain[-1] if chain[-1].weight is not None else None
+
+
+def _is_channelwise(call: TracedCall, shape: tuple[int, ...]) -> bool:
+    constant = call.attributes.get("constant_slot")
+    plain = call.kind.strip("_") in ("add", "mul", "radd", "rmul", "multiply") and not call.kind.endswith("d_")
+    return constant is not None and plain and is_channelwise(constant[1], len(shape), shape[1])
 
 
 def skip_paddings(calls: Sequence[TracedCall], returned: Sequence[str]) -> list[TracedCall]:
@@ -356,18 +429,26 @@ def _attributes(
     if call.op == "conv_transpose":
         return {"group": args[6] if len(args) > 6 else kwargs.get("groups", 1)}
     if call.op in ("add", "mul", "sub", "div") and len(call.inputs) < 2:
-        return {"constant_operand": True}
+        return {"constant_operand": True, "constant_slot": _constant_slot(call, args)}
     if call.op == "concat":
         given = args[0] if args else kwargs["tensors"]
         return {"constant_operand": True} if len(call.inputs) < len(given) else {}
     if call.op == "pad":
         mode = args[2] if len(args) > 2 else kwargs.get("mode", "constant")
         value = args[3] if len(args) > 3 else kwargs.get("value")
-        return {"zeros": mode == "constant" and not value}
+        return {"zeros": mode == "constant" and not value, "value": value or 0 if mode == "constant" else 0}
     if call.op == "resize":
         mode = args[3] if len(args) > 3 else kwargs.get("mode", "nearest")
         return {"mode": mode}
     return {}
+
+
+def _constant_slot(call: TracedCall, args: tuple[Any, ...]) -> tuple[int, tuple[int, ...]] | None:
+    """Position and shape of the constant of a binary call with two tensors by position; None of any other."""
+    if len(args) != 2 or not all(isinstance(a, Tensor) for a in args) or len(call.inputs) != 1:
+        return None
+    position = 1 if call.inputs[0][0] == (0,) else 0
+    return position, tuple(args[position].shape)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
