@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 
 def report(
-    results: Annotated[
-        list[Path],
-        typer.Argument(metavar="RESULT.json...", help="What ptq, qat, prune, compress, bench, inspect wrote."),
-    ],
     output: Annotated[Path, typer.Option("-o", "--output", help=".html file.")],
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="RESULT.json...", help="What ptq, qat, prune, compress, bench, inspect wrote."),
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Instead: list all results below a folder.")
+    ] = None,
     title: Annotated[str | None, typer.Option(help="Heading; the first result's name by default.")] = None,
     against: Annotated[
         Path | None, typer.Option(help="FP32 .onnx file, whose predictions are shown beside the result's.")
@@ -34,8 +37,17 @@ def report(
     json_target: JsonOption = None,
 ) -> None:
     """Write one self-contained HTML page of results; training and sensitivity beside them are drawn, too."""
-    from quantrim.report import read_result, write_report
+    from quantrim.report import read_result, write_index, write_report
 
+    if (index is None) == (not results):
+        raise ConfigError("give results, or --index with a folder of them.")
+    if index is not None:
+        entries = write_index(index, output)
+        console_for(json_target).print(f"{output}: {len(entries)} results", markup=False)
+        found_in = {"command": "report", "output": str(output), "results": [one.source for one in entries]}
+        emit_json(found_in, json_target)
+        return
+    results = results or []
     if (against is None) != (images is None):
         raise ConfigError("--against and --images go together: the FP32 file, and pictures to show.")
     found = [read_result(path) for path in results]

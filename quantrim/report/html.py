@@ -68,7 +68,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Text]], left: int = 1) ->
         return Markup("").join(Markup('<{0} class="{1}">{2}</{0}>').format(tag, k, c) for k, c in pairs)
 
     body = Markup("").join(Markup("<tr>{}</tr>").format(line("td", row)) for row in rows)
-    return Markup('<div class="scroll"><table><tr>{}</tr>{}</table></div>').format(line("th", head), body)
+    return Markup(
+        '<div class="scroll"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
+    ).format(line("th", head), body)
 
 
 def facts(pairs: Iterable[tuple[str, Text]]) -> Markup:

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from quantrim.files import write_text
+from quantrim.report.comparison import comparison
 from quantrim.report.results import Json, Result, result_of
 
 
@@ -25,13 +26,21 @@ def write_report(path: str | Path, title: str, *results: Json | Result) -> None:
         DataError: a value is not of one of them, or not complete.
     """
     found = [result if isinstance(result, Result) else result_of(result) for result in results]
+    render(
+        "page.html",
+        path,
+        title=title,
+        comparison=comparison(found),
+        parts=[_part(number, result, Path(path)) for number, result in enumerate(found, 1)],
+    )
+
+
+def render(template: str, path: str | Path, **values: Any) -> None:
+    """Write a page from one of the templates of this room."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(), trim_blocks=True
     )
-    page = environment.get_template("page.html").render(
-        title=title, parts=[_part(number, result, Path(path)) for number, result in enumerate(found, 1)]
-    )
-    write_text(path, page)
+    write_text(path, environment.get_template(template).render(**values))
 
 
 def _part(number: int, result: Result, page: Path) -> dict[str, Any]:
@@ -43,11 +52,12 @@ def _part(number: int, result: Result, page: Path) -> dict[str, Any]:
         "headline": view.headline,
         "sections": view.sections,
         "machine": _machine(result.rows[0].get("machine")),
-        "links": [(file.name, _relative(file, page)) for file in result.files()],
+        "links": [(file.name, relative(file, page)) for file in result.files()],
     }
 
 
-def _relative(file: Path, page: Path) -> str:
+def relative(file: Path, page: Path) -> str:
+    """Link from a page to a file."""
     return Path(os.path.relpath(file, page.parent)).as_posix()
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ from typer.testing import CliRunner
 
 from quantrim.cli import app
 from quantrim.errors import DataError
-from quantrim.report import read_result, write_report
+from quantrim.files import write_json
+from quantrim.report import read_result, write_index, write_report
 
 VOID = {"meta", "img", "br"}
 
@@ -197,3 +199,30 @@ def test_nothing_overflows_on_a_phone_or_on_a_desktop(page, tmp_path):
     sizes = sorted(tuple(map(int, one.split())) for one in told)
     assert [inner for inner, _ in sizes] == [400, 1280]
     assert all(scroll <= inner for inner, scroll in sizes)
+
+
+def test_an_index_lists_the_results_of_a_folder_newest_first(ptq_value, bench_value, tmp_path):
+    write_json(tmp_path / "runs" / "old" / "bench.json", bench_value)
+    os.utime(tmp_path / "runs" / "old" / "bench.json", (1e9, 1e9))
+    write_json(tmp_path / "runs" / "new" / "result.json", ptq_value)
+    write_report(tmp_path / "runs" / "new" / "result.html", "new", ptq_value)
+    write_json(tmp_path / "runs" / "new" / "plan.json", {"groups": []})
+    write_json(tmp_path / "runs" / "other.json", {"command": "something else"})
+    entries = write_index(tmp_path / "runs", tmp_path / "index.html")
+    assert [(one.command, one.page) for one in entries] == [("ptq", "runs/new/result.html"), ("bench", None)]
+    text = (tmp_path / "index.html").read_text()
+    assert 'href="runs/new/result.html"' in text
+    assert "something else" not in text
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no result"):
+        write_index(tmp_path / "empty", tmp_path / "x.html")
+
+
+def test_quantized_files_of_one_page_stand_side_by_side(ptq_value, bench_value, tmp_path):
+    other = {**ptq_value, "output": "another.onnx"}
+    write_report(tmp_path / "two.html", "two", ptq_value, other, bench_value)
+    text = (tmp_path / "two.html").read_text()
+    assert "Side by side" in text
+    assert "another.onnx" in text
+    write_report(tmp_path / "one.html", "one", ptq_value, bench_value)
+    assert "Side by side" not in (tmp_path / "one.html").read_text()
