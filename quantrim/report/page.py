@@ -26,13 +26,8 @@ def write_report(path: str | Path, title: str, *results: Json | Result) -> None:
         DataError: a value is not of one of them, or not complete.
     """
     found = [result if isinstance(result, Result) else result_of(result) for result in results]
-    render(
-        "page.html",
-        path,
-        title=title,
-        comparison=comparison(found),
-        parts=[_part(number, result, Path(path)) for number, result in enumerate(found, 1)],
-    )
+    parts = [_part(number, result, Path(path)) for number, result in enumerate(found, 1)]
+    render("page.html", path, title=title, parts=parts, comparison=comparison(found))
 
 
 def render(template: str, path: str | Path, **values: Any) -> None:

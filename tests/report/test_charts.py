@@ -60,7 +60,7 @@ def test_no_advice_where_int8_is_fastest():
     ("case", "target", "flags", "words"),
     [
         (engine(5.0, None, 6.0), "openvino", ["avx2"], "no VNNI"),
-        (engine(5.0, None, 6.0), "portable", None, "--target openvino"),
+        (engine(5.0, None, 6.0), "portable", None, "target openvino"),
         (engine(5.0, None, 6.0, int8_mac_share=0.6, fallbacks=[{"node": "conv7", "reason": "asymmetric pads"}]),
          None, None, "40 % of the multiply-accumulates ran in float, most of them in conv7 (asymmetric pads)"),
         (engine(5.0, None, 6.0, conversions=20), None, None, "20 of 50 layers only convert"),
