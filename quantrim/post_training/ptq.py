@@ -26,7 +26,14 @@ from quantrim.placement import Plan, place
 from quantrim.placement.quantized import Quantized
 from quantrim.post_training.calibrate import collect
 from quantrim.post_training.config import PtqConfig, ptq_config, require_overrides_match
-from quantrim.post_training.quantize import ask_precision, decide, output_noise, refine, save_quantized
+from quantrim.post_training.quantize import (
+    ask_precision,
+    decide,
+    first_samples,
+    is_better,
+    refine,
+    save_quantized,
+)
 from quantrim.post_training.refine import REFINEMENTS, Refinement, equalize
 from quantrim.post_training.tuning import Choice, choose_form
 from quantrim.ranges import Sketch
@@ -35,6 +42,9 @@ from quantrim.scratch import scratch_folder
 
 if TYPE_CHECKING:
     import torch
+
+#: Samples that correct biases: means over channels settle long before ranges do.
+_BIAS_SAMPLES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,15 +231,16 @@ def quantize(
         equal = equalize(model, graph)
         observed = (collect(one, plan.groups, kept, shapes=graph.shapes) for one in (model, equal))
         plain, evened = (chosen(one, found) for one, found in zip((model, equal), observed, strict=True))
-        if output_noise(evened, kept) < output_noise(plain, kept):
+        if is_better(evened, plain, kept):
             model = equal
             kept_refinements.append("equalize")
     sketches = collect(model, plan.groups, feeds, shapes=graph.shapes)
     quantized = chosen(model, sketches)
     wanted: list[Refinement] = [name for name in REFINEMENTS[1:] if name in config.refinements]
     if wanted:
-        refined = refine(quantized, kept, wanted)
-        if output_noise(refined, kept) < output_noise(quantized, kept):
+        few = kept if "adaround" in wanted else first_samples(kept, _BIAS_SAMPLES)
+        refined = refine(quantized, few, wanted)
+        if is_better(refined, quantized, few):
             quantized = refined
             kept_refinements += wanted
     return quantized, sketches, tuple(kept_refinements)

@@ -16,6 +16,7 @@ from quantrim.files import write_json
 from quantrim.graph import Graph
 from quantrim.graph.from_onnx import constant
 from quantrim.graph.normalize import run_batches
+from quantrim.graph.ports import Feed
 from quantrim.graph.session import save_model
 from quantrim.placement import Plan
 from quantrim.placement.qdq import write_qdq
@@ -71,11 +72,17 @@ def refine(
     return replace(one, weights=weights)
 
 
-def output_noise(quantized: Quantized, feeds: Sequence[Mapping[str, np.ndarray]]) -> float:
-    """Relative squared error at the outputs, measured on a few batches."""
-    one = quantized
-    expected = list(run_batches(one.model, feeds))
-    return noise(one.model, one.plan, one.activations, one.weights, feeds, expected)
+def is_better(one: Quantized, other: Quantized, feeds: Sequence[Mapping[str, np.ndarray]]) -> bool:
+    """Whether a model has less relative squared error at the outputs than another of the same function."""
+    expected = list(run_batches(other.model, feeds))
+    errors = [noise(q.model, q.plan, q.activations, q.weights, feeds, expected) for q in (one, other)]
+    return errors[0] < errors[1]
+
+
+def first_samples(feeds: Sequence[Feed], count: int) -> list[Feed]:
+    """The first batches, as many as hold so many samples; one at least."""
+    sizes = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])
+    return list(feeds[: int(np.searchsorted(sizes, count)) + 1])
 
 
 def save_quantized(

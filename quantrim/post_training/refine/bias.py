@@ -12,7 +12,7 @@ import dataclasses
 
 import numpy as np
 
-from quantrim.post_training.refine.walk import Step, dequantize
+from quantrim.post_training.refine.walk import Batches, Step
 from quantrim.ranges.codes import WeightCodes
 
 
@@ -20,12 +20,13 @@ def correct_bias(step: Step) -> WeightCodes:
     """Codes of a layer with a bias that removes the mean error of each output channel."""
     if step.operator.op_type == "MatMul":  # has no bias operand
         return step.codes
-    error = step.y - step.run(step.x, dequantize(step.codes), step.bias)
-    axes = tuple(axis for axis in range(error.ndim) if axis != _channel_axis(step))
-    shift = error.mean(axis=axes, dtype=np.float64)
+    shift = _sums(step, step.float_outputs) - _sums(step, step.int8_outputs)
+    shift /= sum(batch.size for batch in step.int8_outputs) // shift.size
     bias = shift if step.bias is None else step.bias + shift
     return dataclasses.replace(step.codes, bias=bias.astype(np.float32))
 
 
-def _channel_axis(step: Step) -> int:
-    return step.y.ndim - 1 if step.node.op == "linear" else 1
+def _sums(step: Step, batches: Batches) -> np.ndarray:
+    """Sum of each channel over all batches, float64[channels]."""
+    axes = tuple(axis for axis in range(batches[0].ndim) if axis != step.channel_axis)
+    return np.sum([batch.sum(axis=axes, dtype=np.float64) for batch in batches], axis=0)

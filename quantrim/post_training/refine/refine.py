@@ -50,11 +50,7 @@ def refine_weights(
 
     def correct(step: Step) -> WeightCodes:
         codes = rounded(step)
-        if "bias" not in refinements:
-            return codes
-        return correct_bias(
-            Step(step.node, step.operator, step.x, step.y, step.weight, step.bias, codes, step.run)
-        )
+        return correct_bias(step.with_codes(codes)) if "bias" in refinements else codes
 
     return walk(model, graph, plan, activations, weights, feeds, correct)
 

@@ -1,15 +1,17 @@
 """Walk a model node by node, float and quantized side by side.
 
 At every linear layer a correction sees the input that the INT8 kernel will read, which carries the errors
-of all quantized layers before it, and the output that the float model gives. Each node is run once, so a
-walk costs two forward passes of the samples it is given, whatever the number of layers.
+of all quantized layers before it, and the output that the float model gives. Each node is run once, those
+between two layers together, so a walk costs two forward passes of the samples it is given, whatever the number
+of layers.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -27,16 +29,19 @@ from quantrim.ranges.scales import shape_scales
 #: Bytes of input samples that a walk holds at most; its live tensors are a few times that.
 _INPUT_BYTES = 20_000_000
 
+Batches = list[np.ndarray]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Step:
     """One linear layer of a walk.
 
     Attributes:
         node: graph view of the layer.
         operator: the ONNX node, with its attributes.
-        x: input as the INT8 kernel reads it, float32.
-        y: output of the float model, float32.
+        inputs: batches as the INT8 kernel reads them, float32.
+        float_outputs: what the float model makes, float32, a batch each.
+        int8_outputs: what the layer makes of ``inputs`` with its current codes, float32, a batch each.
         weight: float32 weight.
         bias: float32 bias or None.
         codes: current codes of the weight.
@@ -45,12 +50,49 @@ class Step:
 
     node: Node
     operator: ir.Node
-    x: np.ndarray
-    y: np.ndarray
+    inputs: Batches
+    float_outputs: Batches
+    int8_outputs: Batches
     weight: np.ndarray
     bias: np.ndarray | None
     codes: WeightCodes
     run: Callable[[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]
+
+    @cached_property
+    def x(self) -> np.ndarray:
+        """All inputs in one array."""
+        return np.concatenate(self.inputs)
+
+    @cached_property
+    def y(self) -> np.ndarray:
+        """All outputs of the float model in one array."""
+        return np.concatenate(self.float_outputs)
+
+    @property
+    def channel_axis(self) -> int:
+        """Axis of the outputs that counts channels."""
+        return self.float_outputs[0].ndim - 1 if self.node.op == "linear" else 1
+
+    def with_codes(self, codes: WeightCodes) -> Step:
+        """The same layer with other codes; it is run again where they differ in more than the bias."""
+        if codes.codes is self.codes.codes and codes.scales is self.codes.scales:
+            return replace(self, int8_outputs=self._shifted(codes), codes=codes)
+        bias = self.bias if codes.bias is None else codes.bias
+        made = [self.run(x, dequantize(codes), bias) for x in self.inputs]
+        return replace(self, int8_outputs=made, codes=codes)
+
+    def _shifted(self, codes: WeightCodes) -> Batches:
+        """Outputs with another bias; those of the old one are overwritten."""
+        old = self.bias if self.codes.bias is None else self.codes.bias
+        new = self.bias if codes.bias is None else codes.bias
+        if new is None or new is old:
+            return self.int8_outputs
+        shape = [1] * self.float_outputs[0].ndim
+        shape[self.channel_axis] = -1
+        shift = (new if old is None else new - old).astype(np.float32).reshape(shape)
+        for batch in self.int8_outputs:
+            batch += shift
+        return self.int8_outputs
 
 
 Correct = Callable[[Step], WeightCodes]
@@ -78,13 +120,39 @@ def walk(
     """
     walker = _Walker(model, graph, plan, activations, _affordable(feeds))
     corrected = dict(weights)
+    for part in _parts(model, graph, plan, corrected.keys()):
+        node = graph.by_name[str(part[0].name)]
+        if node.name in corrected and node.weight is not None:
+            corrected[node.name] = walker.linear(part[0], node, corrected[node.name], correct)
+        else:
+            walker.plain(part)
+    return corrected
+
+
+def _parts(model: ir.Model, graph: Graph, plan: Plan, linear: Collection[str]) -> Iterator[list[ir.Node]]:
+    """The model cut into quantized layers and the nodes between them; what stands behind the last is left out.
+
+    A tensor that some nodes read quantized and others not, or that is quantized inside a part, ends a part.
+    """
+    part: list[ir.Node] = []
+    made: set[str] = set()
+    fed: dict[str, bool] = {}
     for operator in model.graph:
         node = graph.by_name[str(operator.name)]
-        if node.name in corrected and node.weight is not None:
-            corrected[node.name] = walker.linear(operator, node, corrected[node.name], correct)
-        else:
-            walker.plain(operator, node)
-    return corrected
+        if node.name in linear and node.weight is not None:
+            if part:
+                yield part
+            yield [operator]
+            part, made, fed = [], set(), {}
+            continue
+        reads = {tensor: (node.name, tensor) in plan.reads for tensor in node.inputs}
+        clash = any(q if t in made else fed.get(t, q) != q for t, q in reads.items())
+        if clash:
+            yield part
+            part, made, fed = [], set(), {}
+        part.append(operator)
+        made.update(node.outputs)
+        fed.update((tensor, quantized) for tensor, quantized in reads.items() if tensor not in made)
 
 
 def _affordable(feeds: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
@@ -96,14 +164,10 @@ def _affordable(feeds: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, 
     return same[: max(1, _INPUT_BYTES // per_batch)]
 
 
-Batches = list[np.ndarray]
-
-
 class _Walker:
     """Values of both walks, one array a batch, dropped as soon as nobody needs them.
 
-    Batches stay apart because a model with a fixed batch can't run them together; a linear layer can, so
-    corrections see one array.
+    Batches stay apart: a model with a fixed batch can't run them together, and small ones stay in the cache.
     """
 
     def __init__(
@@ -119,22 +183,32 @@ class _Walker:
         self.int8_values: dict[str, Batches] = dict(self.float_values)
         self.readers = Counter(tensor for node in graph.nodes for tensor in node.inputs)
 
-    def plain(self, operator: ir.Node, node: Node) -> None:
-        """Run any node that has no quantized weight."""
-        session, names = _session(self.model, operator, ())
-        for values, quantized in ((self.float_values, False), (self.int8_values, True)):
-            read = {name: self._read(node, name, values, quantized) for name in names}
-            outputs = [str(value.name) for value in operator.outputs if value.name]
-            count = len(next(iter(read.values()), next(iter(values.values()))))
-            made = [session.run(outputs, {name: read[name][i] for name in names}) for i in range(count)]
-            values.update({name: [batch[k] for batch in made] for k, name in enumerate(outputs)})
-        self._release(node)
+    def plain(self, operators: Sequence[ir.Node]) -> None:
+        """Run nodes that have no quantized weight."""
+        nodes = [self.graph.by_name[str(operator.name)] for operator in operators]
+        inside = {node.name for node in nodes}
+        outputs = [
+            tensor
+            for node in nodes
+            for tensor in node.outputs
+            if any(reader.name not in inside for reader in self.graph.consumers.get(tensor, ()))
+        ]
+        if outputs:
+            session, names = _session(self.model, operators, (), outputs)
+            readers = {tensor: node for node in reversed(nodes) for tensor in node.inputs}
+            for values, quantized in ((self.float_values, False), (self.int8_values, True)):
+                read = {name: self._read(readers[name], name, values, quantized) for name in names}
+                count = len(next(iter(read.values()), next(iter(values.values()))))
+                made = [session.run(outputs, {name: read[name][i] for name in names}) for i in range(count)]
+                values.update({name: [batch[k] for batch in made] for k, name in enumerate(outputs)})
+        for node in nodes:
+            self._release(node)
 
     def linear(self, operator: ir.Node, node: Node, codes: WeightCodes, correct: Correct) -> WeightCodes:
         """Run a quantized layer and let ``correct`` change its codes."""
         assert node.weight is not None
         free = tuple(str(value.name) for value in operator.inputs[1:3] if value is not None)
-        session, _ = _session(self.model, operator, free, with_bias=True)
+        session, _ = _session(self.model, [operator], free, [node.output], with_bias=True)
         bias_name = free[1] if len(free) > 1 else "__bias"
 
         def run(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
@@ -145,16 +219,15 @@ class _Walker:
 
         weight = self._constant(node.weight.name)
         bias = self._constant(node.bias) if node.bias else None
-        batches = self._read(node, node.inputs[0], self.int8_values, quantized=True)
-        x = np.concatenate(batches)
-        y = run(np.concatenate(self.float_values[node.inputs[0]]), weight, bias)
-        new = correct(Step(node, operator, x, y, weight, bias, codes, run))
-        kept_bias = bias if new.bias is None else new.bias
-        cuts = np.cumsum([len(batch) for batch in batches])[:-1]
-        self.float_values[node.output] = np.split(y, cuts)
-        self.int8_values[node.output] = np.split(run(x, dequantize(new), kept_bias), cuts)
+        inputs = self._read(node, node.inputs[0], self.int8_values, quantized=True)
+        floats = [run(x, weight, bias) for x in self.float_values[node.inputs[0]]]
+        real, kept = dequantize(codes), bias if codes.bias is None else codes.bias
+        made = [run(x, real, kept) for x in inputs]
+        step = Step(node, operator, inputs, floats, made, weight, bias, codes, run)
+        new = step.with_codes(correct(step))
+        self.float_values[node.output], self.int8_values[node.output] = floats, new.int8_outputs
         self._release(node)
-        return new
+        return new.codes
 
     def _read(self, node: Node, tensor: str, values: Mapping[str, Batches], quantized: bool) -> Batches:
         if quantized and (node.name, tensor) in self.plan.reads:
@@ -196,20 +269,29 @@ def dequantize(codes: WeightCodes) -> np.ndarray:
 
 
 def _session(
-    model: ir.Model, operator: ir.Node, free: Sequence[str], *, with_bias: bool = False
+    model: ir.Model,
+    operators: Sequence[ir.Node],
+    free: Sequence[str],
+    returned: Sequence[str],
+    *,
+    with_bias: bool = False,
 ) -> tuple[ort.InferenceSession, list[str]]:
-    """Session of one node whose constants are built in, except those in ``free``; and its input names."""
-    proto = ir.serde.serialize_node(operator)
-    if with_bias and operator.op_type != "MatMul" and len(proto.input) < 3:
-        proto.input.append("__bias")
-    read = [name for name in dict.fromkeys([*proto.input, *captured(operator)]) if name]
+    """Session of some nodes whose constants are built in, except those in ``free``; and its input names."""
+    protos = [ir.serde.serialize_node(operator) for operator in operators]
+    if with_bias and operators[0].op_type != "MatMul" and len(protos[0].input) < 3:
+        protos[0].input.append("__bias")
+    made = {name for proto in protos for name in proto.output}
+    named = [name for proto in protos for name in proto.input]
+    named += [name for operator in operators for name in captured(operator)]
+    read = [name for name in dict.fromkeys(named) if name and name not in made]
     fixed = [name for name in read if name in model.graph.initializers and name not in free]
     fed = [name for name in read if name not in fixed]
-    dtypes = {name: _dtype(operator, name) for name in fed}
-    return part_session(model, [proto], dtypes, fixed, [name for name in proto.output if name]), fed
+    dtypes = {name: _dtype(operators, name) for name in fed}
+    return part_session(model, protos, dtypes, fixed, returned), fed
 
 
-def _dtype(operator: ir.Node, name: str) -> int:
+def _dtype(operators: Sequence[ir.Node], name: str) -> int:
     """ONNX element type of an input; float32 where the file does not say."""
-    dtype = next((value.dtype for value in operator.inputs if value is not None and value.name == name), None)
+    values = (value for operator in operators for value in operator.inputs if value is not None)
+    dtype = next((value.dtype for value in values if value.name == name), None)
     return onnx.TensorProto.FLOAT if dtype is None else int(dtype)
