@@ -9,9 +9,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from quantrim.cli.options import ThreadsOption, parse_words
+from quantrim.cli.options import TUNE_SECONDS, ThreadsOption, TuneOption, TuneSecondsOption, parse_words
 from quantrim.cli.output import JsonOption, console_for, emit_json
 from quantrim.cli.train import ConfigOption, SetOption
+from quantrim.cli.tuning import show_tuning, tuning_memory
 from quantrim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def qat(
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: ThreadsOption = 1,
+    tune: TuneOption = False,
+    tune_seconds: TuneSecondsOption = TUNE_SECONDS,
     sets: SetOption = None,
     json_target: JsonOption = None,
 ) -> None:
@@ -83,6 +86,8 @@ def qat(
         distillation=distillation(distill, distill_features),
         output_op=checked_output_op(output_op),
         threads=threads,
+        tune_seconds=tune_seconds if tune else 0.0,
+        memory=tuning_memory() if tune else None,
     )
     settings = TrainSettings(
         iterations=loaded.iterations(batch_size) if iters is None else iters,
@@ -178,6 +183,7 @@ def show(console: Console, run: QatRun) -> None:
         if key in run.metrics:
             table.add_row(title, f"{run.metrics[key]:.4f}")
     console.print(table)
+    show_tuning(console, run.tuning)
     if run.chosen == "ptq":
         console.print("[yellow]Training did not help; the calibrated model was exported.[/yellow]")
     sizes = run.size_mb

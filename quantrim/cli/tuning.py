@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,6 +17,33 @@ def tuning_memory() -> Memory:
     from quantrim.rewrites import Memory, default_path
 
     return Memory(default_path())
+
+
+def tuned_file(
+    console: Console,
+    path: Path,
+    engines: Sequence[str] | None,
+    shape: tuple[int, ...] | None,
+    threads: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Tune a finished file in place and tell of it; the JSON value of what was done."""
+    from quantrim.engines import installed_engines, require_engine
+    from quantrim.rewrites import tune_file
+
+    for name in engines or ():
+        require_engine(name)
+    done = tune_file(
+        path,
+        engines or [name for name in installed_engines() if name != "tensorrt"],  # type: ignore[arg-type]
+        shape=shape,
+        threads=threads,
+        seconds=seconds,
+        memory=tuning_memory(),
+        on_trial=lambda trial: show_trial(console, trial),
+    ).to_json()
+    show_tuning(console, done)
+    return done
 
 
 def show_trial(console: Console, trial: Trial) -> None:

@@ -27,7 +27,6 @@ from quantrim.placement.quantized import Quantized
 from quantrim.post_training.calibrate import collect
 from quantrim.post_training.config import PtqConfig, ptq_config, require_overrides_match
 from quantrim.post_training.quantize import (
-    ask_precision,
     decide,
     first_samples,
     is_better,
@@ -38,6 +37,7 @@ from quantrim.post_training.refine import REFINEMENTS, Refinement, equalize
 from quantrim.post_training.tuning import Choice, choose_form
 from quantrim.ranges import Sketch
 from quantrim.rewrites import Memory, Trial, Tuned
+from quantrim.rewrites.files import ask_precision
 from quantrim.scratch import scratch_folder
 
 if TYPE_CHECKING:

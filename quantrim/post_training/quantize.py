@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from quantrim.engines import PRECISION_KEY, Precision
+from quantrim.engines import Precision
 from quantrim.errors import ModelError
 from quantrim.files import write_json
 from quantrim.graph import Graph
@@ -33,6 +33,7 @@ from quantrim.ranges import (
     widen_for_bias,
 )
 from quantrim.ranges.codes import WeightCodes
+from quantrim.rewrites.files import ask_precision
 from quantrim.targets import Target
 
 
@@ -94,12 +95,6 @@ def save_quantized(
     ask_precision(int8, precision)
     save_model(int8, output)
     write_json(ranges_path(output), ranges_json(one))
-
-
-def ask_precision(model: ir.Model, precision: Precision) -> None:
-    """Let a file say in which precision its float layers run; float32 needs no word."""
-    if precision != "f32":
-        model.metadata_props[PRECISION_KEY] = precision
 
 
 def weight_codes(

@@ -15,7 +15,6 @@ from typing import Any
 import onnx_ir as ir
 
 from quantrim.engines import EngineName, Precision, open_session
-from quantrim.engines.machine import describe_machine
 from quantrim.engines.verdict import layer_times
 from quantrim.graph import graph_from_onnx
 from quantrim.graph.ops import PRODUCT_OPS
@@ -26,13 +25,13 @@ from quantrim.post_training.config import PtqConfig
 from quantrim.post_training.drafts import DraftFiles
 from quantrim.rewrites import Memory, Trial, Tuned, tune
 from quantrim.rewrites.contest import Contest, Entrant
+from quantrim.rewrites.files import engines_have_bf16
 from quantrim.rewrites.tuner import digest, one_sample
 
 #: Profiles of a file; the median of a layer's times counts.
 _PROFILES = 3
 #: A layer got slower when INT8 costs it more than this share of the whole float model's time.
 _SLOWER = 0.002
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,7 @@ class _Precisions:
         return entrant
 
     def _challengers(self, whole: Entrant) -> Iterator[Entrant]:
-        has_bf16 = "openvino" in self.contest.engines and _BF16_FLAGS & set(describe_machine().flags)
+        has_bf16 = engines_have_bf16(self.contest.engines)
         precisions: list[Precision] = ["f32", "bf16"] if has_bf16 else ["f32"]
         if has_bf16:
             yield self._entrant("INT8 and BF16", whole.path, "bf16")

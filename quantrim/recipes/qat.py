@@ -31,6 +31,7 @@ from quantrim.qat.export.export import ExportResult
 from quantrim.qat.qat import QAT
 from quantrim.recipes.calibration import calibration_pairs
 from quantrim.recipes.runs import Loaded, load, validation, write_deploy
+from quantrim.rewrites import Memory, tune_file
 from quantrim.scratch import claiming, scratch_folder
 from quantrim.targets import target_named
 from quantrim.vision.config import Config, build_data, build_loss, build_optimizer
@@ -58,6 +59,8 @@ class QatRecipe:
         output_op: what stands behind the logits in the file.
         threads: CPU threads of the latency measurement.
         engines: engines to ask; those of the target that are installed when None.
+        tune_seconds: time for rewrites that the engines run faster; 0 for none.
+        memory: answers of earlier races, for tuning.
     """
 
     target: str = "portable"
@@ -68,6 +71,8 @@ class QatRecipe:
     output_op: OutputOp = "none"
     threads: int = 1
     engines: tuple[EngineName, ...] | None = None
+    tune_seconds: float = 0.0
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,7 @@ class QatRun:
         size_mb: size of the file, "int8", and of the same graph in float, "fp32".
         seconds: time of training.
         engines: verdicts.
+        tuning: what was tried to make the file faster; None where nothing was asked for.
     """
 
     output: str
@@ -96,6 +102,7 @@ class QatRun:
     size_mb: Mapping[str, float]
     seconds: float
     engines: tuple[EngineResult, ...]
+    tuning: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value; verdict and latency of the first engine stand at the top."""
@@ -110,6 +117,8 @@ class QatRun:
             "size_mb": dict(self.size_mb),
             "seconds": round(self.seconds, 3),
         }
+        if self.tuning is not None:
+            value["tuning"] = self.tuning
         engines = [result.to_json() for result in self.engines]
         return (
             value
@@ -169,6 +178,7 @@ def train_quantized(
         session = open_session(exported.path, engines[0].verdict.engine)
         metrics["engine"] = float(evaluate(engine_predictor(session), loaded.data)[key])  # type: ignore[arg-type]
     append_output_op(exported.path, recipe.output_op)
+    tuning = _tuned(exported.path, recipe)
     write_deploy(exported.path, loaded, recipe.output_op)
     run = QatRun(
         output=str(exported.path),
@@ -180,6 +190,7 @@ def train_quantized(
         size_mb={"fp32": float_mb, "int8": size_mb(exported.path)},
         seconds=result.seconds,
         engines=engines,
+        tuning=tuning,
     )
     write_json(save_dir / "qat.json", run.to_json())
     return run
@@ -279,6 +290,18 @@ def _ask(exported: ExportResult, loaded: Loaded, recipe: QatRecipe) -> tuple[tup
             for engine in asked
         )
         return results, size_mb(path)
+
+
+def _tuned(path: Path, recipe: QatRecipe) -> dict[str, Any] | None:
+    """Make the file faster where that was asked for, the operator behind its logits included."""
+    rules = target_named(recipe.target)
+    engines = recipe.engines or tuple(name for name in installed_engines() if name in rules.engines)
+    if recipe.tune_seconds <= 0 or not engines:
+        return None
+    done = tune_file(
+        path, engines, threads=recipe.threads, seconds=recipe.tune_seconds, memory=recipe.memory
+    )  # fmt: skip
+    return done.to_json()
 
 
 def append_output_op(path: Path, output_op: OutputOp) -> None:

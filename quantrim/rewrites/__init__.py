@@ -7,6 +7,7 @@ from quantrim.rewrites.argmax import ARG_MAX
 from quantrim.rewrites.base import Draft, Rewrite, Site
 from quantrim.rewrites.branches import BRANCHES
 from quantrim.rewrites.catalog import REWRITES, everywhere, rewritten, sites_of
+from quantrim.rewrites.files import TunedFile, tune_file
 from quantrim.rewrites.memory import Memory, default_path
 from quantrim.rewrites.moves import MOVES
 from quantrim.rewrites.proof import prove
@@ -19,6 +20,6 @@ from quantrim.rewrites.widths import PADDED_WIDTHS
 
 __all__ = [
     "ARG_MAX", "BRANCHES", "CHANNEL_SHUFFLE", "MOVES", "PADDED_WIDTHS", "RESIZE_AS_MATMULS", "RESIZE_ORDER",
-    "REWRITES", "SPACE_TO_DEPTH_STEM", "Draft", "Memory", "Rewrite", "Site", "Trial", "Tuned", "default_path",
-    "everywhere", "prove", "rewritten", "sites_of", "tune",
+    "REWRITES", "SPACE_TO_DEPTH_STEM", "Draft", "Memory", "Rewrite", "Site", "Trial", "Tuned", "TunedFile",
+    "default_path", "everywhere", "prove", "rewritten", "sites_of", "tune", "tune_file",
 ]  # fmt: skip

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from quantrim.engines import open_session
-from quantrim.engines.machine import describe_machine
 from quantrim.errors import ConfigError
 from quantrim.graph.from_torch import export_onnx
 from quantrim.post_training import ptq, tuning
@@ -41,7 +40,13 @@ def images():
 @pytest.fixture(autouse=True)
 def with_bf16(monkeypatch):
     """Let BF16 take part whatever the processor has."""
-    monkeypatch.setattr(tuning, "_BF16_FLAGS", frozenset(describe_machine().flags))
+    monkeypatch.setattr(tuning, "engines_have_bf16", lambda engines: "openvino" in engines)
+
+
+@pytest.fixture(autouse=True)
+def every_site(monkeypatch):
+    """Sites of any share of the time are tried, however small the nets of these tests."""
+    monkeypatch.setattr(tuner, "_LEAST_SHARE", 0.0)
 
 
 def clocks(monkeypatch, rewrites, precisions):

@@ -41,6 +41,12 @@ def build(tmp_path):
     return write
 
 
+@pytest.fixture(autouse=True)
+def every_site(monkeypatch):
+    """Sites of any share of the time are tried, however small the nets of these tests."""
+    monkeypatch.setattr(tuning, "_LEAST_SHARE", 0.0)
+
+
 class Always:
     """A clock that gives one answer to every race."""
 
