@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all lint types size native clean
+.PHONY: setup demo test test-all lint types size native docs clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,10 @@ size:
 native: setup
 	cmake -S cpp -B build/native -DCMAKE_BUILD_TYPE=Release -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
 	cmake --build build/native -j 2
+
+docs: setup
+	$(BIN)/python -m pip install -q -e '.[docs]'
+	$(BIN)/mkdocs build
 
 clean:
 	rm -rf build output .pytest_cache .mypy_cache .ruff_cache

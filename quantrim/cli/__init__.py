@@ -20,6 +20,7 @@ from quantrim.cli import (
     demo,
     doctor,
     evaluate,
+    example,
     export,
     inspect,
     predict,
@@ -76,6 +77,7 @@ def _common(
 
 
 app.command("demo")(demo.demo)
+app.command("example")(example.example)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("binarize")(binarize.binarize)
