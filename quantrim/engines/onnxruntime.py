@@ -114,5 +114,5 @@ def _layer(node: onnx.NodeProto, times: Mapping[str, float]) -> LayerRun:
 
 
 def _port(value: ort.NodeArg) -> Port:
-    shape = tuple(d if isinstance(d, int) else None for d in value.shape)
+    shape = tuple(d if isinstance(d, int) and d >= 0 else None for d in value.shape)
     return Port(value.name, shape, np.dtype(_DTYPES.get(value.type, np.float32)))

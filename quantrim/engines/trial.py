@@ -63,6 +63,7 @@ def ask(
     threads: int,
     *,
     bf16: bool = True,
+    compared: tuple[Path, Path] | None = None,
 ) -> EngineResult:
     """Verdict, race and agreement of a quantized file on one engine.
 
@@ -75,6 +76,8 @@ def ask(
         feeds: inputs to compare on; at least one.
         threads: CPU threads of the race.
         bf16: BF16 may win the race, where the engine has it.
+        compared: float and quantized file whose outputs are compared, where those of the model itself can't be:
+            they stand behind a selection by value.
     """
     single = {name: array[:1] for name, array in feeds[0].items()}
     try:
@@ -85,8 +88,9 @@ def ask(
         session = open_session(int8_path, engine, threads=threads)
     verdict = judge(graph, session.layers(single), engine, planned)
     times = race(float_path, int8_path, engine, single, threads=threads, bf16=bf16)
-    same = agreement(open_session(float_path, engine), open_session(int8_path, engine), feeds)
-    doubt = _doubt(engine, float_path, int8_path, same[0], feeds)
+    expected, got = compared or (float_path, int8_path)
+    same = agreement(open_session(expected, engine), open_session(got, engine), feeds)
+    doubt = _doubt(engine, expected, got, same[0], feeds)
     return EngineResult(verdict, times, same, doubt + headline(verdict, times))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from quantrim.graph.bodies import captured, subgraphs
+from quantrim.graph.core import selections
 from quantrim.graph.ops import OF_ONNX
 from quantrim.graph.ports import Feed
 from quantrim.graph.session import reference_session, with_outputs
@@ -28,7 +30,8 @@ def graph_from_onnx(model: ir.Model, feed: Feed) -> Graph:
         ModelError: ONNX Runtime can't load the model.
     """
     constants = set(model.graph.initializers)
-    nodes = tuple(_node(node, constants) for node in model.graph)
+    behind = selections(model)
+    nodes = tuple(_node(node, constants, behind) for node in model.graph)
     return Graph(
         nodes=nodes,
         inputs=tuple(str(v.name) for v in model.graph.inputs if v.name not in constants),
@@ -74,7 +77,7 @@ def _shape_name(name: str) -> str:
     return f"{name}__shape"
 
 
-def _node(node: ir.Node, constants: Collection[str | None]) -> Node:
+def _node(node: ir.Node, constants: Collection[str | None], behind: Mapping[str, str]) -> Node:
     operands = [None if value is None else str(value.name) for value in node.inputs]
     op = OF_ONNX.get(node.op_type, "other") if node.domain in ("", "ai.onnx") else "other"
     weight, bias = None, None
@@ -92,32 +95,8 @@ def _node(node: ir.Node, constants: Collection[str | None]) -> Node:
         outputs=tuple(str(value.name) for value in node.outputs if value.name),
         weight=weight,
         bias=bias,
-        attributes=_attributes(node, op, operands, constants),
+        attributes=_attributes(node, op, operands, constants) | _kept_float(node, operands, bias, behind),
     )
-
-
-def captured(node: ir.Node) -> list[str]:
-    """Tensors of the outer graph that the branches or bodies of a control-flow node read."""
-    names: list[str] = []
-    for body in subgraphs(node):
-        inside = {value for inner in body for value in inner.outputs} | set(body.inputs)
-        inside |= set(body.initializers.values())
-        for inner in body:
-            names += [str(v.name) for v in inner.inputs if v is not None and v not in inside]
-            names += [name for name in captured(inner) if name not in {v.name for v in inside}]
-        names += [str(v.name) for v in body.outputs if v not in inside]
-    return names
-
-
-def subgraphs(node: ir.Node) -> list[ir.Graph]:
-    """Bodies of a control-flow node; empty for any other."""
-    found: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            found.append(attribute.value)
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            found.extend(attribute.value)
-    return found
 
 
 def _linear_operands(
@@ -159,9 +138,21 @@ def _attributes(
         found["low"], found["high"] = (_scalar(node, position) for position in (1, 2))
     if op in ("add", "mul", "sub", "div") and any(name in constants for name in operands):
         found["constant_operand"] = True
-    if KEEP_FLOAT in node.metadata_props:
-        found["keep_float"] = node.metadata_props[KEEP_FLOAT]
     return found
+
+
+def _kept_float(
+    node: ir.Node, operands: Sequence[str | None], bias: str | None, behind: Mapping[str, str]
+) -> dict[str, Any]:
+    """Why a node stays float whatever the target: said by its maker, a selection before it, a computed bias."""
+    if KEEP_FLOAT in node.metadata_props:
+        return {"keep_float": node.metadata_props[KEEP_FLOAT]}
+    if node.outputs and str(node.outputs[0].name) in behind:
+        selects = behind[str(node.outputs[0].name)]
+        return {"keep_float": f"stands behind a selection by value ({selects})"}
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(operands) > 2 and operands[2] and bias is None:
+        return {"keep_float": "bias is not a constant"}
+    return {}
 
 
 def _scalar(node: ir.Node, position: int) -> float | None:

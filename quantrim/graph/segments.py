@@ -16,7 +16,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from quantrim.errors import ModelError, refusal
-from quantrim.graph.from_onnx import captured
+from quantrim.graph.bodies import captured
+from quantrim.graph.core import ending_at
 from quantrim.graph.ports import Feed
 from quantrim.graph.session import reference_session, with_outputs
 
@@ -51,9 +52,11 @@ class Segments:
         threads: int | None = None,
         budget: int = RETURNED_BYTES,
     ) -> None:
-        self.model, self.threads = model, threads
         made = {str(value.name) for node in model.graph for value in node.outputs}
         self.wanted = frozenset(wanted) & made
+        if self.wanted and not _can_cut(model):  # what can't be cut may stand behind all that is wanted
+            model = ending_at(model, self.wanted)
+        self.model, self.threads = model, threads
         self.parts = _parts(model, self.wanted, shapes or {}, budget) if shapes and _can_cut(model) else []
         self._cut: list[_Segment] = []
         self._whole: ort.InferenceSession | None = None

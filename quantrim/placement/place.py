@@ -165,6 +165,8 @@ def _spread(
 
 
 def _may_spread(node: Node, target: Target) -> bool:
+    if "keep_float" in node.attributes:
+        return False
     if node.op in target.join:
         return not node.attributes.get("constant_operand")
     return node.op in target.follow or node.op in target.carry

@@ -13,10 +13,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxscript.optimizer
 
-from quantrim.graph.from_onnx import subgraphs
+from quantrim.graph.bodies import subgraphs
+from quantrim.graph.constants import free_name, names_of
 from quantrim.placement.plan import Plan, WeightQuantization
 from quantrim.ranges.codes import WeightCodes
-from quantrim.ranges.scales import ActivationScale, Float32, quantize_bias
+from quantrim.ranges.scales import ActivationScale, Float32, of_every_channel, quantize_bias
 
 
 def write_qdq(
@@ -36,21 +37,139 @@ def write_qdq(
         weights: codes of every node of ``plan.weights``.
         int32_bias: store biases as int32; else leave them float.
     """
-    model = model.clone()
-    values = {str(v.name): v for v in model.graph.inputs}
-    values |= {str(v.name): v for node in model.graph for v in node.outputs if v.name}
-    nodes = {str(node.name): node for node in model.graph}
-    owners = {inner: str(node.name) for node in model.graph for inner in _with_bodies(node)}
-    for tensor in plan.groups:
-        _quantize_activation(model, plan, values[tensor], activations[tensor], owners)
-    for name, quantizer in plan.weights.items():
-        _quantize_constant(model, nodes[name], quantizer, weights[name])
-        if int32_bias:
-            source = activations[quantizer.source].scale
-            _store_bias(model, nodes[name], quantizer, weights[name], source)
-    onnxscript.optimizer.remove_unused_nodes(model)
-    model.graph.sort()
-    return model
+    return _Writer(model.clone(), plan, activations, weights, int32_bias).written()
+
+
+class _Writer:
+    """A copy of the model that quantizers are put into; names that it makes give way to the model's own."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        plan: Plan,
+        activations: Mapping[str, ActivationScale],
+        weights: Mapping[str, WeightCodes],
+        int32_bias: bool,
+    ) -> None:
+        self.model, self.plan, self.activations = model, plan, activations
+        self.weights, self.int32_bias = weights, int32_bias
+        self.taken = names_of(model)
+        self.nodes = {str(node.name): node for node in model.graph}
+        self.owners = {inner: str(node.name) for node in model.graph for inner in _with_bodies(node)}
+        self.stored: dict[tuple[str, bytes], ir.Value] = {}
+
+    def written(self) -> ir.Model:
+        """The model with every quantizer of the plan."""
+        model = self.model
+        values = {str(v.name): v for v in model.graph.inputs}
+        values |= {str(v.name): v for node in model.graph for v in node.outputs if v.name}
+        for tensor in self.plan.groups:
+            self._quantize_activation(values[tensor], self.activations[tensor])
+        for name, quantizer in self.plan.weights.items():
+            self._quantize_constant(self.nodes[name], quantizer, self.weights[name])
+            if self.int32_bias:
+                self._store_bias(self.nodes[name], quantizer, self.weights[name])
+        onnxscript.optimizer.remove_unused_nodes(model)
+        model.graph.sort()
+        return model
+
+    def _name(self, name: str) -> str:
+        free = free_name(name, self.taken)
+        self.taken.add(free)
+        return free
+
+    def _quantize_activation(self, value: ir.Value, scale: ActivationScale) -> None:
+        plan, name = self.plan, str(value.name)
+        readers = [(n, position) for n, position in value.uses() if (self.owners.get(n), name) in plan.reads]
+        if not readers and name not in plan.outputs:  # its values are codes already, or nobody reads it
+            return
+        dtype = np.int8 if scale.signed else np.uint8
+        operands = [
+            self._initializer(f"{name}_scale", np.array(scale.scale, np.float32)),
+            self._initializer(f"{name}_zero_point", np.array(scale.zero_point, dtype)),
+        ]
+        quantize = ir.node("QuantizeLinear", [value, *operands], name=self._name(f"{name}_QuantizeLinear"))
+        quantize.outputs[0].name = self._name(f"{name}_quantized")
+        dequantize = ir.node(
+            "DequantizeLinear",
+            [quantize.outputs[0], *operands],
+            name=self._name(f"{name}_DequantizeLinear"),
+        )
+        real = dequantize.outputs[0]
+        real.name, real.shape, real.type = self._name(f"{name}_dequantized"), value.shape, value.type
+        producer = value.producer()
+        if producer is None:
+            self.model.graph.insert_before(self.model.graph[0], [quantize, dequantize])
+        else:
+            self.model.graph.insert_after(producer, [quantize, dequantize])
+        for node, position in readers:
+            node.replace_input_with(position, real)
+        if name in plan.outputs:
+            self._return_instead(value, real)
+
+    def _return_instead(self, value: ir.Value, real: ir.Value) -> None:
+        """Let the graph return the dequantized tensor under the name of the float one."""
+        name = str(value.name)
+        for position, output in enumerate(self.model.graph.outputs):
+            if output is value:
+                self.model.graph.outputs[position] = real
+        value.name, real.name = self._name(f"{name}_float"), name
+
+    def _quantize_constant(self, node: ir.Node, quantizer: WeightQuantization, codes: WeightCodes) -> None:
+        real = self._dequantized(quantizer.tensor, codes.codes, codes.scales, codes.axis, node)
+        node.replace_input_with(1, real)
+
+    def _store_bias(self, node: ir.Node, quantizer: WeightQuantization, codes: WeightCodes) -> None:
+        source_scale = self.activations[quantizer.source].scale
+        bias = codes.bias
+        if bias is None and quantizer.bias is not None:
+            bias = self.model.graph.initializers[quantizer.bias].const_value.numpy()  # type: ignore[union-attr]
+        if bias is None or node.op_type == "MatMul":
+            return
+        scales = of_every_channel(codes.scales, bias.size)
+        integers = quantize_bias(bias, scales, source_scale)
+        scales = (np.float64(source_scale) * scales.astype(np.float64)).astype(np.float32)
+        axis = 0 if scales.size > 1 else None
+        name = f"{quantizer.bias or node.name}@{node.name}.bias"
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        node.replace_input_with(2, self._dequantized(name, integers, scales, axis, node))
+
+    def _dequantized(
+        self, name: str, codes: np.ndarray, scales: Float32, axis: int | None, reader: ir.Node
+    ) -> ir.Value:
+        """Value of integers stored in the file, behind a DequantizeLinear just before their reader.
+
+        Layers that share a weight share its codes; each has a DequantizeLinear of its own, as engines look for.
+        """
+        per_channel = axis is not None and scales.size > 1
+        shaped = scales if per_channel else scales.reshape(())
+        operands = [
+            self._shared(f"{name}_quantized", codes),
+            self._shared(f"{name}_scale", shaped),
+            self._shared(f"{name}_zero_point", np.zeros(shaped.shape, codes.dtype)),
+        ]
+        attributes = {"axis": axis} if per_channel else {}
+        node = ir.node("DequantizeLinear", operands, attributes, name=self._name(f"{name}_DequantizeLinear"))
+        node.outputs[0].name = self._name(f"{name}_dequantized")
+        node.outputs[0].shape = ir.Shape(codes.shape)
+        node.outputs[0].dtype = ir.DataType.FLOAT
+        self.model.graph.insert_before(reader, node)
+        return node.outputs[0]
+
+    def _shared(self, name: str, array: np.ndarray) -> ir.Value:
+        key = (name, array.tobytes())
+        if key not in self.stored:
+            self.stored[key] = self._initializer(name, array)
+        return self.stored[key]
+
+    def _initializer(self, name: str, array: np.ndarray) -> ir.Value:
+        tensor = ir.tensor(array, name=self._name(name))
+        value = ir.Value(
+            name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        self.model.graph.register_initializer(value)
+        return value
 
 
 def _with_bodies(node: ir.Node) -> Iterator[ir.Node]:
@@ -59,108 +178,3 @@ def _with_bodies(node: ir.Node) -> Iterator[ir.Node]:
     for body in subgraphs(node):
         for inner in body:
             yield from _with_bodies(inner)
-
-
-def _quantize_activation(
-    model: ir.Model,
-    plan: Plan,
-    value: ir.Value,
-    scale: ActivationScale,
-    owners: Mapping[ir.Node, str],
-) -> None:
-    name = str(value.name)
-    readers = [(node, position) for node, position in value.uses() if (owners.get(node), name) in plan.reads]
-    if not readers and name not in plan.outputs:  # its values are codes already, or nobody reads it
-        return
-    dtype = np.int8 if scale.signed else np.uint8
-    operands = [
-        _initializer(model, f"{name}_scale", np.array(scale.scale, np.float32)),
-        _initializer(model, f"{name}_zero_point", np.array(scale.zero_point, dtype)),
-    ]
-    quantize = ir.node("QuantizeLinear", [value, *operands], name=f"{name}_QuantizeLinear")
-    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *operands], name=f"{name}_DequantizeLinear")
-    quantize.outputs[0].name = f"{name}_quantized"
-    real = dequantize.outputs[0]
-    real.name, real.shape, real.type = f"{name}_dequantized", value.shape, value.type
-    producer = value.producer()
-    if producer is None:
-        model.graph.insert_before(model.graph[0], [quantize, dequantize])
-    else:
-        model.graph.insert_after(producer, [quantize, dequantize])
-    for node, position in readers:
-        node.replace_input_with(position, real)
-    if name in plan.outputs:
-        _return_instead(model, value, real)
-
-
-def _return_instead(model: ir.Model, value: ir.Value, real: ir.Value) -> None:
-    """Let the graph return the dequantized tensor under the name of the float one."""
-    name = str(value.name)
-    for position, output in enumerate(model.graph.outputs):
-        if output is value:
-            model.graph.outputs[position] = real
-    value.name, real.name = f"{name}_float", name
-
-
-def _quantize_constant(
-    model: ir.Model, node: ir.Node, quantizer: WeightQuantization, codes: WeightCodes
-) -> None:
-    real = _dequantized(model, f"{quantizer.tensor}@{node.name}", codes.codes, codes.scales, codes.axis, node)
-    node.replace_input_with(1, real)
-
-
-def _store_bias(
-    model: ir.Model,
-    node: ir.Node,
-    quantizer: WeightQuantization,
-    codes: WeightCodes,
-    source_scale: float,
-) -> None:
-    bias = codes.bias
-    if bias is None and quantizer.bias is not None:
-        bias = model.graph.initializers[quantizer.bias].const_value.numpy()  # type: ignore[union-attr]
-    if bias is None or node.op_type == "MatMul":
-        return
-    integers = quantize_bias(bias, codes.scales, source_scale)
-    scales = (np.float64(source_scale) * codes.scales.astype(np.float64)).astype(np.float32)
-    axis = 0 if codes.scales.size > 1 else None
-    real = _dequantized(model, f"{quantizer.bias or node.name}@{node.name}.bias", integers, scales, axis, node)
-    if len(node.inputs) > 2:
-        node.replace_input_with(2, real)
-    else:
-        node.resize_inputs(3)
-        node.replace_input_with(2, real)
-
-
-def _dequantized(
-    model: ir.Model,
-    name: str,
-    codes: np.ndarray,
-    scales: Float32,
-    axis: int | None,
-    reader: ir.Node,
-) -> ir.Value:
-    """Value of integers stored in the file, behind a DequantizeLinear just before their reader."""
-    per_channel = axis is not None and scales.size > 1
-    shaped = scales if per_channel else scales.reshape(())
-    operands = [
-        _initializer(model, f"{name}_quantized", codes),
-        _initializer(model, f"{name}_scale", shaped),
-        _initializer(model, f"{name}_zero_point", np.zeros(shaped.shape, codes.dtype)),
-    ]
-    attributes = {"axis": axis} if per_channel else {}
-    node = ir.node("DequantizeLinear", operands, attributes, name=f"{name}_DequantizeLinear")
-    node.outputs[0].name = f"{name}_dequantized"
-    node.outputs[0].shape = ir.Shape(codes.shape)
-    node.outputs[0].dtype = ir.DataType.FLOAT
-    model.graph.insert_before(reader, node)
-    return node.outputs[0]
-
-
-def _initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    model.graph.register_initializer(value)
-    return value

@@ -18,6 +18,7 @@ from quantrim.engines.trial import EngineResult, ask
 from quantrim.errors import ModelError
 from quantrim.files import require_onnx_output, size_mb
 from quantrim.graph import Graph, graph_from_onnx, normalize, prove_equal, read_onnx
+from quantrim.graph.core import comparable, ending_at
 from quantrim.graph.feeds import IMAGENET, ImagePreprocess, calibration_feeds, kept_batches
 from quantrim.graph.load import as_onnx
 from quantrim.graph.ports import Feed, fill_shape, input_ports
@@ -149,10 +150,9 @@ def ptq(
             form = choose_form(normalized, kept, config, folder, memory=memory, on_trial=on_trial)
         made = _write(form or Choice(normalized, Tuned(normalized)), counted, kept, config, Path(output))
         seconds = time.perf_counter() - start
-        results = tuple(
-            ask(engine, path, Path(output), made.graph, made.float_nodes, kept, config.threads)
-            for engine in asked
-        )
+        compared = _cores(original, output, folder)
+        trial = partial(ask, planned=made.float_nodes, feeds=kept, threads=config.threads, compared=compared)
+        results = tuple(trial(engine, path, Path(output), made.graph) for engine in asked)
         return PtqResult(
             output=str(output),
             seconds=seconds,
@@ -244,6 +244,17 @@ def quantize(
             quantized = refined
             kept_refinements += wanted
     return quantized, sketches, tuple(kept_refinements)
+
+
+def _cores(original: ir.Model, output: str | Path, folder: Path) -> tuple[Path, Path] | None:
+    """Files of the float and the quantized model that end where a selection by value begins, if one does."""
+    names = comparable(original)
+    if names == tuple(str(value.name) for value in original.graph.outputs):
+        return None
+    files = folder / "float_core.onnx", folder / "int8_core.onnx"
+    for model, file in zip((original, read_onnx(output)), files, strict=True):
+        ir.save(ending_at(model, names), file)
+    return files
 
 
 def _why_nothing(plan: Plan) -> str:

@@ -14,6 +14,7 @@ from quantrim.engines import Precision
 from quantrim.errors import ModelError
 from quantrim.files import write_json
 from quantrim.graph import Graph
+from quantrim.graph.core import core_of
 from quantrim.graph.from_onnx import constant
 from quantrim.graph.normalize import run_batches
 from quantrim.graph.ports import Feed
@@ -33,6 +34,7 @@ from quantrim.ranges import (
     widen_for_bias,
 )
 from quantrim.ranges.codes import WeightCodes
+from quantrim.ranges.scales import Float32
 from quantrim.rewrites.files import ask_precision
 from quantrim.targets import Target
 
@@ -75,7 +77,7 @@ def refine(
 
 def is_better(one: Quantized, other: Quantized, feeds: Sequence[Mapping[str, np.ndarray]]) -> bool:
     """Whether a model has less relative squared error at the outputs than another of the same function."""
-    expected = list(run_batches(other.model, feeds))
+    expected = list(run_batches(core_of(other.model), feeds))
     errors = [noise(q.model, q.plan, q.activations, q.weights, feeds, expected) for q in (one, other)]
     return errors[0] < errors[1]
 
@@ -106,19 +108,29 @@ def weight_codes(
     per_channel: bool = True,
     levels: int = 127,
 ) -> dict[str, WeightCodes]:
-    """Round every weight of a plan to the nearest code; scales leave room for int32 sums."""
-    codes = {}
+    """Round every weight of a plan to the nearest code; scales leave room for int32 sums.
+
+    Layers that read the same weight get the same scales, the coarsest that any of them needs, so that the file
+    holds its codes once.
+    """
+    scales: dict[str, Float32] = {}
     for node, quantizer in plan.weights.items():
         weight = constant(model, quantizer.tensor)
-        bias = constant(model, quantizer.bias) if quantizer.bias else None
-        axis = quantizer.axis if per_channel else None
-        scales = weight_scales(weight, axis, algo, levels)
-        if not np.isfinite(scales).all():
+        found = weight_scales(weight, quantizer.axis if per_channel else None, algo, levels)
+        if not np.isfinite(found).all():
             raise ModelError(f"node {node!r}: weight {quantizer.tensor!r} holds NaN or infinite values.")
+        bias = constant(model, quantizer.bias) if quantizer.bias else None
         source = activations[quantizer.source].scale
-        if scales.size == 1 or bias is None or bias.size == scales.size:
-            scales = widen_for_bias(scales, source, bias, weight, quantizer.axis)
-        codes[node] = WeightCodes(quantize_weight(weight, scales, axis, levels), scales, axis)
+        scales[node] = widen_for_bias(found, source, bias, weight, quantizer.axis)
+    common: dict[tuple[str, int], Float32] = {}
+    for node, quantizer in plan.weights.items():
+        key = quantizer.tensor, quantizer.axis
+        common[key] = np.maximum(common[key], scales[node]) if key in common else scales[node]
+    codes = {}
+    for node, quantizer in plan.weights.items():
+        axis, shared = quantizer.axis if per_channel else None, common[quantizer.tensor, quantizer.axis]
+        rounded = quantize_weight(constant(model, quantizer.tensor), shared, axis, levels)
+        codes[node] = WeightCodes(rounded, shared, axis)
     return codes
 
 

@@ -111,7 +111,7 @@ def widen_for_bias(
     Args:
         scales: float32[channels], or [1] per tensor.
         source_scale: scale of the activation that the weight is multiplied with.
-        bias: float32[channels], or None.
+        bias: float32[channels], or None; [groups * channels] behind a grouped transposed convolution.
         weight: float32 weight; None when its products are known to be small.
         axis: output-channel dimension of the weight.
     """
@@ -121,6 +121,8 @@ def widen_for_bias(
         held = _LARGEST_INPUT * rows.sum(axis=1)
         room -= _LARGEST_INPUT * rows.shape[1]
     biases = np.zeros(1) if bias is None else 2 * np.abs(bias.astype(np.float64)) / source_scale
+    if bias is not None and bias.size > scales.size > 1:  # channels of all groups share the scales of one
+        biases = biases.reshape(-1, scales.size).max(axis=0)
     if scales.size == 1:
         held, biases = (values.max(keepdims=True, initial=0.0) for values in (held, biases))
     return np.maximum(scales, (held + biases) / room * (1 + 1e-6)).astype(np.float32)
@@ -136,6 +138,11 @@ def quantize_bias(bias: np.ndarray, scales: Float32, source_scale: float) -> np.
     """int32 codes of a bias at scale ``source_scale * scales``."""
     codes = np.rint(bias.astype(np.float64) / (np.float64(source_scale) * scales.astype(np.float64)))
     return np.clip(codes, -_INT32_MAX, _INT32_MAX).astype(np.int32)
+
+
+def of_every_channel(scales: Float32, channels: int) -> Float32:
+    """Scales of all output channels: a grouped transposed convolution has those of one group, for each."""
+    return scales if scales.size in (1, channels) else np.tile(scales, channels // scales.size)
 
 
 def shape_scales(scales: Float32, ndim: int, axis: int | None) -> Float32:

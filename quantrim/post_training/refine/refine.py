@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
+from quantrim.graph.core import ending_at
 from quantrim.graph.normalize import run_batches
 from quantrim.graph.view import Graph
 from quantrim.placement.plan import Plan
@@ -44,12 +46,16 @@ def refine_weights(
         feeds: calibration batches.
         refinements: "adaround", "bias" or both; each layer is rounded first, then its bias corrected.
     """
-    rounded: Callable[[Step], WeightCodes] = lambda step: step.codes  # noqa: E731
+    rounding: Callable[[Step], WeightCodes] = lambda step: step.codes  # noqa: E731
     if "adaround" in refinements:  # trains with torch, which nothing else here needs
-        from quantrim.post_training.refine.adaround import adaptive_rounding as rounded
+        from quantrim.post_training.refine.adaround import adaptive_rounding as rounding
+    rounded: dict[tuple[str, int], WeightCodes] = {}  # by weight: layers that share one go by the first
 
     def correct(step: Step) -> WeightCodes:
-        codes = rounded(step)
+        assert step.node.weight is not None
+        key = step.node.weight.name, step.node.weight.axis
+        rounded[key] = rounded.get(key) or rounding(step)
+        codes = replace(rounded[key], bias=step.codes.bias)
         return correct_bias(step.with_codes(codes)) if "bias" in refinements else codes
 
     return walk(model, graph, plan, activations, weights, feeds, correct)
@@ -64,10 +70,11 @@ def noise(
     expected: Sequence[Mapping[str, np.ndarray]],
 ) -> float:
     """Mean over outputs of the relative squared error of the quantized model on the given batches."""
-    quantized = run_batches(write_qdq(model, plan, activations, weights), feeds)
+    compared = tuple(expected[0])  # outputs, or what a selection reads
+    quantized = run_batches(ending_at(write_qdq(model, plan, activations, weights), compared), feeds)
     errors, powers = Counter[str](), Counter[str]()
     for got, want in zip(quantized, expected, strict=True):
         for name, reference in want.items():
             errors[name] += np.square(got[name] - reference, dtype=np.float64).sum()
             powers[name] += np.square(reference, dtype=np.float64).sum()
-    return float(np.mean([errors[name] / max(powers[name], 1e-30) for name in expected[0]]))
+    return float(np.mean([errors[name] / max(powers[name], 1e-30) for name in compared]))

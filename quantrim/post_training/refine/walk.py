@@ -18,7 +18,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from quantrim.graph.from_onnx import captured
+from quantrim.graph.bodies import captured
 from quantrim.graph.segments import part_session
 from quantrim.graph.view import Graph, Node
 from quantrim.placement.plan import Plan
@@ -130,15 +130,18 @@ def walk(
 
 
 def _parts(model: ir.Model, graph: Graph, plan: Plan, linear: Collection[str]) -> Iterator[list[ir.Node]]:
-    """The model cut into quantized layers and the nodes between them; what stands behind the last is left out.
+    """The model cut into quantized layers and the nodes between them; what no layer depends on is left out.
 
     A tensor that some nodes read quantized and others not, or that is quantized inside a part, ends a part.
     """
     part: list[ir.Node] = []
     made: set[str] = set()
     fed: dict[str, bool] = {}
+    needed = _before(graph, linear)
     for operator in model.graph:
         node = graph.by_name[str(operator.name)]
+        if node.name not in needed:
+            continue
         if node.name in linear and node.weight is not None:
             if part:
                 yield part
@@ -153,6 +156,16 @@ def _parts(model: ir.Model, graph: Graph, plan: Plan, linear: Collection[str]) -
         part.append(operator)
         made.update(node.outputs)
         fed.update((tensor, quantized) for tensor, quantized in reads.items() if tensor not in made)
+
+
+def _before(graph: Graph, layers: Collection[str]) -> set[str]:
+    """Names of the given nodes and of all that they depend on."""
+    needed, wanted = set[str](), set[str]()
+    for node in reversed(graph.nodes):
+        if node.name in layers or wanted.intersection(node.outputs):
+            needed.add(node.name)
+            wanted.update(node.inputs)
+    return needed
 
 
 def _affordable(feeds: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
