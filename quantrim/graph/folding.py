@@ -23,7 +23,9 @@ def own_weights_before_batch_norms(model: ir.Model) -> None:
             if value is None or value.const_value is None or len({node for node, _ in value.uses()}) < 2:
                 continue
             array = value.const_value.numpy()
-            layer.replace_input_with(position, new_constant(model, f"{value.name}@{layer.outputs[0].name}", array))
+            layer.replace_input_with(
+                position, new_constant(model, f"{value.name}@{layer.outputs[0].name}", array)
+            )
 
 
 def is_channelwise(shape: tuple[int, ...], dims: int, channels: int) -> bool:
