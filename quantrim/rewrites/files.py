@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from quantrim.engines import PRECISION_KEY, EngineName, Precision
 from quantrim.engines.machine import describe_machine
-from quantrim.graph.normalize import name_nodes, normalize, random_feed, read_onnx
+from quantrim.graph.normalize import name_nodes, normalize, random_feed
+from quantrim.graph.read import read_onnx
 from quantrim.graph.session import save_model
 from quantrim.rewrites.contest import Contest, Entrant
 from quantrim.rewrites.memory import Memory
