@@ -8,6 +8,7 @@ from quantrim.rewrites.base import Draft, Rewrite, Site
 from quantrim.rewrites.branches import BRANCHES
 from quantrim.rewrites.catalog import REWRITES, everywhere, rewritten, sites_of
 from quantrim.rewrites.files import TunedFile, tune_file
+from quantrim.rewrites.image import give_answer, take_images
 from quantrim.rewrites.memory import Memory, default_path
 from quantrim.rewrites.moves import MOVES
 from quantrim.rewrites.proof import prove
@@ -21,5 +22,6 @@ from quantrim.rewrites.widths import PADDED_WIDTHS
 __all__ = [
     "ARG_MAX", "BRANCHES", "CHANNEL_SHUFFLE", "MOVES", "PADDED_WIDTHS", "RESIZE_AS_MATMULS", "RESIZE_ORDER",
     "REWRITES", "SPACE_TO_DEPTH_STEM", "Draft", "Memory", "Rewrite", "Site", "Trial", "Tuned", "TunedFile",
-    "default_path", "everywhere", "prove", "rewritten", "sites_of", "tune", "tune_file",
+    "default_path", "everywhere", "give_answer", "prove", "rewritten", "sites_of", "take_images", "tune",
+    "tune_file",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ several threads are timed by the clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +76,7 @@ def duel(
     other = feed if candidate_feed is None else candidate_feed
     runs = ((champion, feed), (candidate, other))
     generator = np.random.default_rng(0)
-    clock = time.process_time if champion.threads == 1 else time.perf_counter
+    clock = clock_for(champion.threads)
     end = time.perf_counter() + seconds
     for session, given in runs * 2:
         session.run(given)
@@ -94,6 +94,11 @@ def duel(
             if answer.clear:
                 return answer
     return judged(np.array(pairs))
+
+
+def clock_for(threads: int) -> Callable[[], float]:
+    """Seconds that runs on so many threads are timed by."""
+    return time.process_time if threads == 1 else time.perf_counter
 
 
 def judged(pairs: np.ndarray) -> Duel:
