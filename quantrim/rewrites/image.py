@@ -2,7 +2,7 @@
 
 The input becomes uint8 (N, H, W, C), as a decoder gives it. Behind it stand Transpose, Cast and the subtraction
 of the mean (in 0..255); the division by the standard deviation goes into the weights of the first convolutions
-where nothing else reads the image, else it stands there too. Padding with zeros stays right, because zero is the
+where nothing else reads the image, else it stands there too. Padding with zeros stays right: zero is the
 mean before and after. The output may become the classes, or their probabilities.
 
 Exactness: to rounding, for every uint8 image.
