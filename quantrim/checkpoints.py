@@ -207,6 +207,18 @@ def _report(
     )
 
 
+def require_numbers(module: nn.Module, source: str | Path) -> None:
+    """Raise CheckpointError where a weight or a statistic of a module is NaN.
+
+    Args:
+        module: with the weights loaded.
+        source: file that they came from.
+    """
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+            raise CheckpointError(f"{source}: {name!r} holds NaN; the training that wrote it has diverged.")
+
+
 def load_weights(module: nn.Module, path: str | Path, *, strict: bool = True) -> LoadReport:
     """Load a weight file into a model: :func:`read_state`, then :func:`load_state`."""
     return load_state(module, read_state(path), path, strict=strict)

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 #: A room imports only from rooms that stand before it; ARCHITECTURE.md draws the same list.
 ORDER = [
     *("errors", "scratch", "files", "images", "modules", "checkpoints", "distillation"),
-    *("targets", "ranges", "graph", "placement"),
-    *("engines", "detection", "rewrites", "post_training", "qat", "pruning", "compression", "vision", "report"),
+    *("targets", "ranges", "graph", "placement", "detection", "judges"),
+    *("engines", "rewrites", "post_training", "qat", "pruning", "compression", "vision", "report"),
     *("paddle", "serving", "recipes", "cli"),
 ]
 #: Old names that answer for one release and import nothing.

@@ -32,12 +32,11 @@ from quantrim.cli import (
     serve,
     train,
 )
+from quantrim.cli.options import option_of
 from quantrim.cli.supervise import SUPERVISED, stopping, supervised
 from quantrim.errors import QuantrimError
 
 _INTERRUPTED = 130
-#: Options whose name is not that of the library's argument.
-OPTIONS = {"overrides": "--override", "refinements": "--refine", "skip_tensors": "--skip-tensor"}
 
 #: How to get what the core does without, by module.
 EXTRAS = {
@@ -145,7 +144,7 @@ def with_option(error: QuantrimError) -> str:
     text = str(error)
     if error.field is None:
         return text
-    option = OPTIONS.get(error.field, "--" + error.field.replace("_", "-"))
+    option = option_of(error.field)
     return re.sub(rf"(?<![\w-]){re.escape(error.field)}(?!\w)", option, text)
 
 

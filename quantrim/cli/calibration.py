@@ -51,6 +51,24 @@ def samples_of(data: Path, count: int) -> Any:
     return (image for image, _ in calibration_pairs(load_config(data), count))
 
 
+def judging_samples(data: Path, judge_data: Path | None, count: int) -> Any:
+    """Data to judge on: those that were named, else the validation images of a configuration; None for neither.
+
+    Args:
+        data: what ``--data`` names.
+        judge_data: what ``--judge-data`` names.
+        count: images to take of a configuration's set.
+    """
+    if judge_data is not None:
+        return samples_of(judge_data, count)
+    if not is_config(data):
+        return None
+    from quantrim.recipes.calibration import validation_images
+    from quantrim.vision.config import load_config
+
+    return validation_images(load_config(data), count)
+
+
 def preprocess_of(
     models: Sequence[Path], deploy: Path | None, mean: str | None, std: str | None, fit: str | None
 ) -> ImagePreprocess | Callable[[Path], np.ndarray]:

@@ -24,6 +24,15 @@ TUNE_SECONDS = 60.0
 ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads of a run.")]
 
 
+#: Options whose name is not that of the library's argument.
+OPTIONS = {"overrides": "--override", "refinements": "--refine", "skip_tensors": "--skip-tensor"}
+
+
+def option_of(field: str) -> str:
+    """The option that sets an argument of the library."""
+    return OPTIONS.get(field, "--" + field.replace("_", "-"))
+
+
 def parse_shape(text: str | None) -> tuple[int, ...] | None:
     """``"1,3,224,224"`` as numbers.
 

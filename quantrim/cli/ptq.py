@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -16,20 +17,24 @@ from quantrim.cli.calibration import (
     MeanOption,
     StdOption,
     chosen_deploy,
+    judging_samples,
     prepared_by,
     preprocess_of,
     samples_of,
 )
+from quantrim.cli.judging import AcceptOption, DecoderOption, TaskOption, judging_of
 from quantrim.cli.options import (
     TUNE_SECONDS,
     InputShapeOption,
     ThreadsOption,
     TuneOption,
     TuneSecondsOption,
+    option_of,
     parse_shape,
     parse_words,
 )
-from quantrim.cli.output import JsonOption, console_for, emit_json, warn_of_scatter
+from quantrim.cli.output import UNFAITHFUL, JsonOption, console_for, emit_json, warn_of_scatter
+from quantrim.cli.supervise import settled
 from quantrim.cli.tuning import show_trial, show_tuning, tuning_memory
 from quantrim.errors import ConfigError
 from quantrim.recipes.deploy import carried
@@ -77,6 +82,17 @@ def ptq(
     threads: ThreadsOption = 1,
     tune: TuneOption = False,
     tune_seconds: TuneSecondsOption = TUNE_SECONDS,
+    task: TaskOption = None,
+    decoder: DecoderOption = None,
+    accept: AcceptOption = "faithful",
+    judge_data: Annotated[
+        Path | None, typer.Option(help="Data to judge on; by default what calibration leaves of --data.")
+    ] = None,
+    judged: Annotated[int, typer.Option(min=1, help="Samples to judge on, at most.")] = 32,
+    mend: Annotated[
+        bool, typer.Option("--mend/--no-mend", help="Equalise where that alone makes the file faithful.")
+    ] = True,
+    keep_outliers: Annotated[bool, typer.Option("--keep-outliers", help="Calibrate on outliers, too.")] = False,
     json_target: JsonOption = None,
 ) -> None:
     """Quantize MODEL to INT8 and ask the engines what became of it."""
@@ -86,7 +102,7 @@ def ptq(
     deploy = chosen_deploy([model], deploy, mean, std, fit)
     preprocess = preprocess_of([model], deploy, mean, std, fit)
     with _progress() as progress:
-        task = progress.add_task("calibrating", total=samples)
+        bar = progress.add_task("calibrating", total=samples)
         result = run(
             model,
             samples_of(data, samples),
@@ -112,14 +128,22 @@ def ptq(
             tune_seconds=tune_seconds if tune else 0.0,
             memory=tuning_memory() if tune else None,
             on_trial=lambda trial: show_trial(progress.console, trial),
-            on_batch=lambda count: progress.advance(task, count),
+            judging=judging_of([model], deploy, task, decoder, accept),
+            judge_data=judging_samples(data, judge_data, judged),
+            judged=judged,
+            mend=mend,
+            keep_outliers=keep_outliers,
+            on_batch=lambda count: progress.advance(bar, count),
         )
-        progress.update(task, total=result.samples)
+        settled()
+        progress.update(bar, total=result.samples)
     show(console, result)
     console.print(prepared_by(data, deploy, preprocess), markup=False)
-    if deploy is not None and (told := carried(model, deploy, output)):
+    if result.faithful and deploy is not None and (told := carried(model, deploy, output)):
         console.print(told, markup=False)
     emit_json(result.to_json(), json_target)
+    if not result.faithful:
+        raise typer.Exit(UNFAITHFUL)
 
 
 def _progress() -> Progress:
@@ -136,11 +160,17 @@ def _override(text: str) -> tuple[str, str]:
 
 
 def show(console: Console, result: PtqResult) -> None:
-    """Headlines first, then a table, then what fell back."""
+    """Faithful or not first, then what to try, a table, and what fell back."""
     from quantrim.engines.bench import scatter
 
     for engine in result.engines:
-        console.print(f"[bold]{engine.headline}[/bold]")
+        style = "bold" if engine.faithful else "bold red"
+        console.print(engine.headline, style=style, markup=False)
+    _what_to_try(console, result)
+    for how in dict.fromkeys(engine.judgement.how for engine in result.engines):
+        console.print(f"{how.capitalize()}.", markup=False)
+    for note in result.notes:
+        console.print(f"[yellow]{escape(note)}[/yellow]")
     sizes = result.size_mb
     console.print(
         f"{result.output}: {sizes['int8']:.2f} MB (FP32 {sizes['fp32']:.2f} MB), {result.samples} samples, "
@@ -153,27 +183,55 @@ def show(console: Console, result: PtqResult) -> None:
     if result.engines:
         console.print(_table(result))
         races = [one.times for one in result.engines]
-        times = (one for race in races for one in (race.fp32, race.bf16, race.int8) if one is not None)
+        times = (one for race in races for one in race.latencies.values())
         warn_of_scatter(console, scatter(times))
     for engine in result.engines:
         _fallbacks(console, engine)
 
 
+def _what_to_try(console: Console, result: PtqResult) -> None:
+    """Where a file is not faithful: the layers that lose most, and what the run found to be better."""
+    if result.faithful:
+        return
+    console.print(f"The file is named {result.output}, so that nobody deploys it by accident.", markup=False)
+    for layer in result.worst:
+        console.print(
+            f"  loses most: {layer.module or layer.node} ({layer.op}): {layer.sqnr_db:.1f} dB behind it, "
+            f"{layer.lost_db:.1f} dB lost there",
+            markup=False,
+        )
+    for advice in result.advice:
+        words = advice.value if isinstance(advice.value, tuple) else (advice.value,)
+        option = option_of(advice.field)
+        text = ",".join(words) if advice.field == "refinements" else f" {option} ".join(words)
+        enough = "faithful" if advice.faithful else "better, not enough"
+        console.print(f"  try: {option} {text} ({advice.sqnr_db:.1f} dB, {enough})", markup=False)
+    if not result.advice:
+        console.print("  No other target, estimator or skipped layer that was tried is better.", markup=False)
+
+
 def _table(result: PtqResult) -> Table:
     table = Table(box=None, pad_edge=False)
-    for title in ("engine", "INT8 MACs", "FP32 ms", "BF16 ms", "INT8 ms", "speedup", "top-1 same", "SQNR dB"):
+    titles = (
+        *("engine", "faithful", "INT8 MACs", "FP32 ms", "BF16 ms", "INT8 ms", "INT8+BF16 ms"),
+        *("speedup", "score", "SQNR dB", "nine in ten"),
+    )
+    for title in titles:
         table.add_column(title, justify="left" if title == "engine" else "right")
     for one in result.engines:
-        times, same = one.times, one.agreement[0]
+        times, same, scores = one.times, one.agreement[0], one.judgement.scores
         table.add_row(
             one.verdict.engine,
+            "yes" if one.faithful else "NO",
             f"{one.verdict.int8_mac_share:.1%}",
             f"{times.fp32.median:.2f}",
             f"{times.bf16.median:.2f}" if times.bf16 else "-",
             f"{times.int8.median:.2f}",
+            f"{times.int8_bf16.median:.2f}" if times.int8_bf16 else "-",
             f"{times.speedup:.2f}x",
-            f"{same.top1:.1%}" if same.top1 is not None else "-",
+            f"{min(score.value for score in scores):.1%}" if scores else "-",
             f"{same.sqnr_db:.1f}",
+            f"{same.sqnr_db_worst:.1f}",
         )
     return table
 
@@ -182,7 +240,7 @@ def _fallbacks(console: Console, result: EngineResult, limit: int = 8) -> None:
     fallbacks = result.verdict.fallbacks
     for fallback in fallbacks[:limit]:
         console.print(
-            f"  float on {result.verdict.engine}: {fallback.node} ({fallback.op}, "
+            f"  float on {result.verdict.engine}: {fallback.module or fallback.node} ({fallback.op}, "
             f"{fallback.mac_share:.1%} of MACs): {fallback.reason}"
         )
     if len(fallbacks) > limit:

@@ -52,6 +52,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.process, self.number, self.since = os.getpid(), 0, float("-inf")
+        self.settled = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Raise :class:`Stopped` in this process; helpers forked from it end as they would without us."""
@@ -61,10 +62,18 @@ class Stop:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        if time.monotonic() - self.since < _SAME_S:
+        if self.settled or time.monotonic() - self.since < _SAME_S:
             return
         self.number, self.since = number, time.monotonic()
         raise Stopped(number)
+
+
+def settled() -> None:
+    """The result stands in its place: a signal from here on must not make a good run look failed."""
+    for number in _STOPPING:
+        stop = signal.getsignal(number)
+        if isinstance(stop, Stop):
+            stop.settled = True
 
 
 @contextlib.contextmanager
@@ -108,6 +117,8 @@ def supervised(run: Callable[[], int]) -> int:
     if late:
         return _told(f"no end within {seconds:g} s ({TIME_LIMIT}).")
     if not os.WIFSIGNALED(status):
+        if os.name == "posix":  # the child's answer is the answer, whatever comes while this process ends
+            signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
         return os.waitstatus_to_exitcode(status)
     number = os.WTERMSIG(status)
     return 128 + number if number in _STOPPING else _told(_cause_of_death(number))

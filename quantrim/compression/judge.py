@@ -1,15 +1,17 @@
-"""What accuracy is: a metric on labelled pictures, or agreement with FP32 where there are no labels."""
+"""What accuracy is: a metric on labelled images, or agreement with FP32 where there are no labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from quantrim.engines import Session
 from quantrim.errors import DataError, EngineError
 from quantrim.graph.ports import Feed
+from quantrim.judges import Judging, Reading, canvas_of, read_as, require_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +20,9 @@ class Judge:
 
     Attributes:
         name: of the metric, for people.
-        images: pictures that it is measured on.
+        images: images that it is measured on.
         points: session → accuracy in points, 0..100, higher is better.
-        step: points that one picture is worth, where pictures are either right or wrong.
+        step: points that one image is worth, where images are either right or wrong.
     """
 
     name: str
@@ -29,42 +31,46 @@ class Judge:
     step: float | None = None
 
 
-def agreement_judge(reference: Session, feeds: Callable[[], Iterable[Feed]]) -> Judge:
-    """How far a file's answers are the float model's, in points; the output that agrees least counts.
-
-    Outputs of shape (N, C) and (N, C, H, W) with C > 1, and integers, are classes: the share of samples or
-    pixels of the same class. Any other (a detector's boxes, a single score) is compared value by value: 100
-    times one minus the relative L2 distance, at least 0.
+def agreement_judge(
+    reference: Session, feeds: Callable[[], Iterable[Feed]], judging: Judging | None = None
+) -> Judge:
+    """How far a file's answers are the float model's, in points; the score that is least counts.
 
     Args:
         reference: the float model; its answers are kept, as small as they can be.
         feeds: the batches to judge on, as often as asked.
+        judging: how outputs are read; by their shapes by default.
 
     Raises:
         DataError: there is no batch.
+        ModelError: the float model gives NaN, or a decoder does not fit the outputs.
     """
-    kept: list[list[np.ndarray]] = []
+    judging = judging or Judging()
+    reading: Reading | None = None
+    kept: list[list[Any]] = []
     count = 0
     for feed in feeds():
-        answers = _answers(reference, feed)
-        count += len(answers[0])
-        kept.append([_classes(answer) if _has_classes(answer) else answer for answer in answers])
-    if not kept:
+        answers = _answers(reference, reference, feed)
+        canvas, batch = canvas_of(feed), len(next(iter(feed.values())))
+        require_numbers(answers)
+        reading = reading or read_as(judging, answers, canvas, batch)
+        count += batch
+        kept.append([measure.read(answers, canvas) for measure in reading.measures])
+    if reading is None:
         raise DataError("no image is left to judge on; give more images, or fewer samples.", field="samples")
+    measures = reading.measures
 
     def points(session: Session) -> float:
-        sums = np.zeros((len(kept[0]), 2))
-        for feed, expected in zip(feeds(), kept, strict=True):
-            for index, (got, want) in enumerate(zip(_answers(session, feed), expected, strict=True)):
-                sums[index] += _difference(got, want)
-        return min(
-            _points(differing, whole, integer)
-            for (differing, whole), integer in zip(sums.tolist(), classes, strict=True)
-        )
+        pairs: list[list[Any]] = [[] for _ in measures]
+        for feed, wanted in zip(feeds(), kept, strict=True):
+            answers = _answers(reference, session, feed)
+            for place, measure in enumerate(measures):
+                pairs[place] += measure.pair(wanted[place], measure.read(answers, canvas_of(feed)))
+        return 100 * min(one.score(found).value for one, found in zip(measures, pairs, strict=True))
 
-    classes = [np.issubdtype(one.dtype, np.integer) for one in kept[0]]
-    name = "same class as FP32" if all(classes) else "agreement with FP32"
-    single = len(classes) == 1 and classes[0] and kept[0][0].ndim == 1
+    names = dict.fromkeys(measure.name for measure in measures)
+    name = next(iter(names)) if len(names) == 1 else "agreement with FP32"
+    single = len(measures) == 1 and measures[0].task == "classification"
     return Judge(name, count, points, 100 / count if single else None)
 
 
@@ -79,8 +85,8 @@ def metric_judge(
     Args:
         evaluate: session → metrics, such as :func:`quantrim.vision.evaluate.evaluate` gives.
         key: the metric that counts, in 0..1.
-        images: pictures that it is measured on.
-        step: points that one picture is worth, where pictures are either right or wrong.
+        images: images that it is measured on.
+        step: points that one image is worth, where images are either right or wrong.
     """
 
     def points(session: Session) -> float:
@@ -92,29 +98,10 @@ def metric_judge(
     return Judge(key, images, points, step)
 
 
-def _answers(session: Session, feed: Feed) -> Sequence[np.ndarray]:
+def _answers(reference: Session, session: Session, feed: Feed) -> dict[str, np.ndarray]:
+    """Answers of a session by the names of the reference's outputs."""
     made = session.run(feed)
-    return [np.atleast_1d(made[port.name]) for port in session.outputs]
-
-
-def _has_classes(answer: np.ndarray) -> bool:
-    return np.issubdtype(answer.dtype, np.integer) or (answer.ndim in (2, 4) and answer.shape[1] > 1)
-
-
-def _classes(answer: np.ndarray) -> np.ndarray:
-    """Classes as the smallest integers that hold them: a set of large pictures is kept whole."""
-    classes = answer if np.issubdtype(answer.dtype, np.integer) else answer.argmax(axis=1)
-    low, high = (np.min_scalar_type(int(value)) for value in (classes.min(initial=0), classes.max(initial=0)))
-    return classes.astype(np.promote_types(low, high))
-
-
-def _difference(got: np.ndarray, want: np.ndarray) -> tuple[float, float]:
-    """What differs, of what there is: classes by their number, other values by their squares."""
-    if np.issubdtype(want.dtype, np.integer):
-        return float(np.sum(_classes(got) != want)), float(want.size)
-    return float(np.square(got - want, dtype=np.float64).sum()), float(np.square(want, dtype=np.float64).sum())
-
-
-def _points(differing: float, whole: float, classes: bool) -> float:
-    share = differing / max(whole, 1e-30)
-    return 100 * max(0.0, 1 - (share if classes else float(np.sqrt(share))))
+    return {
+        one.name: np.atleast_1d(made[other.name])
+        for one, other in zip(reference.outputs, session.outputs, strict=True)
+    }

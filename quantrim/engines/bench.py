@@ -119,10 +119,16 @@ def _asked(precision: Precision) -> Precision | None:
 def interleaved(
     pairs: Sequence[tuple[Session, dict[str, np.ndarray]]], *, warmup: int, repeat: int
 ) -> np.ndarray:
-    """Milliseconds of every timed run, float64[sessions, repeat]; the sessions take turns."""
+    """Milliseconds of every timed run, float64[sessions, repeat].
+
+    The sessions take turns, in a new random order each round: whoever runs behind a large model finds cold
+    caches, and nobody shall always be the one.
+    """
     times = np.empty((len(pairs), repeat))
+    generator = np.random.default_rng(0)
     for turn in range(-warmup, repeat):
-        for index, (session, feed) in enumerate(pairs):
+        for index in generator.permutation(len(pairs)):
+            session, feed = pairs[index]
             start = time.perf_counter()
             session.run(feed)
             if turn >= 0:

@@ -11,12 +11,19 @@ import numpy as np
 import onnx_ir as ir
 
 from quantrim.engines import EngineName, LayerRun, open_session, require_engine
-from quantrim.engines.verdict import OutputAgreement, Verdict, agreement, judge, sqnr_db
+from quantrim.engines.compare import compare
+from quantrim.engines.verdict import Verdict, judge
 from quantrim.errors import ModelError
 from quantrim.graph import graph_from_onnx, normalize, random_feed, read_onnx, require_finite
 from quantrim.graph.feeds import IMAGENET, ImagePreprocess, calibration_feeds
+from quantrim.graph.names import module_of
 from quantrim.graph.ports import input_ports, spell
 from quantrim.graph.session import reference_session, with_outputs
+from quantrim.judges import Distances, Judgement, Judging
+from quantrim.judges.judgement import batch_of, distances
+
+#: Signal to noise of a tensor that was rounded to 8 bits once and well.
+_EIGHT_BITS_DB = 40.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +34,10 @@ class LayerError:
         node: node that makes the tensor.
         op: its op type.
         tensor: name in the float model.
-        sqnr_db: signal to quantization noise, decibel.
-        cosine: cosine similarity over all values.
+        sqnr_db: median over samples of the signal to quantization noise, decibel.
+        cosine: median over samples of the cosine similarity.
+        module: path of the node's module, where the file tells.
+        lost_db: decibel that this node alone lost: those of the worst tensor that it reads, less its own.
     """
 
     node: str
@@ -36,6 +45,8 @@ class LayerError:
     tensor: str
     sqnr_db: float
     cosine: float
+    module: str = ""
+    lost_db: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +58,20 @@ class Inspection:
         verdict: which linear layers run INT8.
         layers: every layer the engine executed.
         errors: per-tensor errors in order of execution; empty without a float model to compare with.
-        outputs: distance of the outputs on the engine; empty likewise.
+        judgement: what the outputs on the engine keep of the float model; None likewise.
+        modules: paths of modules by node, where the file tells.
     """
 
     model: str
     verdict: Verdict
     layers: tuple[LayerRun, ...]
     errors: tuple[LayerError, ...]
-    outputs: tuple[OutputAgreement, ...]
+    judgement: Judgement | None
+    modules: Mapping[str, str]
+
+    def module(self, run: LayerRun) -> str:
+        """Path of the module that an executed layer stands for; "" where the file does not tell."""
+        return next((self.modules[node] for node in run.nodes if node in self.modules), "")
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON schema."""
@@ -62,9 +79,11 @@ class Inspection:
             "command": "inspect",
             "model": self.model,
             "verdict": self.verdict.to_json(),
-            "executed": [asdict(run) for run in self.layers],
+            "faithful": None if self.judgement is None else self.judgement.faithful,
+            "judgement": None if self.judgement is None else self.judgement.to_json(),
+            "executed": [asdict(run) | {"module": self.module(run)} for run in self.layers],
             "layers": [asdict(error) for error in self.errors],
-            "agreement": [asdict(one) for one in self.outputs],
+            "agreement": [asdict(one) for one in self.judgement.outputs] if self.judgement else [],
         }
 
 
@@ -78,6 +97,7 @@ def inspect(
     preprocess: ImagePreprocess | Callable[[Path], np.ndarray] = IMAGENET,
     input_shape: tuple[int, ...] | None = None,
     threads: int = 1,
+    judging: Judging | None = None,
 ) -> Inspection:
     """Which layers of a file an engine runs in INT8, and where it differs from the float model.
 
@@ -91,6 +111,7 @@ def inspect(
         preprocess: for image files.
         input_shape: shape of the first input where it is dynamic.
         threads: CPU threads.
+        judging: how the outputs are judged; as their shapes say by default.
 
     Raises:
         ModelError, EngineError, DataError: the file can't be read or run, or the data don't fit.
@@ -104,13 +125,15 @@ def inspect(
     layers = session.layers(feeds[0])
     verdict = judge(graph, layers, engine, {})
     errors: tuple[LayerError, ...] = ()
-    outputs: tuple[OutputAgreement, ...] = ()
+    judgement = None
     if against is not None:
         reference = read_onnx(against)
         _require_alike(reference, quantized, against, model)
         errors = layer_errors(normalize(reference), quantized, feeds)
-        outputs = agreement(open_session(against, engine), open_session(model, engine), feeds)
-    return Inspection(str(model), verdict, layers, errors, outputs)
+        sessions = open_session(against, engine), open_session(model, engine)
+        judgement = compare(*sessions, feeds, judging)
+    modules = {name: node.module for node in graph.nodes if node.module for name in (*node.outputs, node.name)}
+    return Inspection(str(model), verdict, layers, errors, judgement, modules)
 
 
 def _require_alike(reference: ir.Model, quantized: ir.Model, one: str | Path, two: str | Path) -> None:
@@ -164,17 +187,35 @@ def layer_errors(
         for name in made
         if name in there or f"{name}_dequantized" in there
     }
-    sums = _compare(with_outputs(reference, pairs), with_outputs(quantized, pairs.values()), pairs, feeds)
+    found = _compare(with_outputs(reference, pairs), with_outputs(quantized, pairs.values()), pairs, feeds)
+    decibel = {name: float(np.median(one.sqnr_db)) for name, one in found.items()}
     return tuple(
         LayerError(
             node=str(made[name].name),
             op=made[name].op_type,
             tensor=name,
-            sqnr_db=sqnr_db(signal, noise),
-            cosine=dot / max(np.sqrt(signal * power), 1e-30) if signal * power > 0 else 1.0,
+            sqnr_db=decibel[name],
+            cosine=float(np.median(one.cosine)),
+            module=module_of(made[name]),
+            lost_db=_before(made[name], decibel) - decibel[name],
         )
-        for name, (signal, noise, power, dot) in sums.items()
+        for name, one in found.items()
     )
+
+
+def _before(node: ir.Node, decibel: Mapping[str, float]) -> float:
+    """Decibel of the worst tensor that a node reads; those of 8 bits for the input of the model."""
+    read = [decibel[str(v.name)] for v in node.inputs if v is not None and str(v.name) in decibel]
+    return min(read, default=_EIGHT_BITS_DB)
+
+
+def worst_layers(errors: Sequence[LayerError], count: int = 3) -> list[LayerError]:
+    """The nodes that lose most by themselves, of those whose result is worse than the middle one."""
+    if not errors:
+        return []
+    middle = float(np.median([error.sqnr_db for error in errors]))
+    bad = [error for error in errors if error.sqnr_db <= middle and error.lost_db > 0]
+    return sorted(bad, key=lambda error: -error.lost_db)[:count]
 
 
 def _compare(
@@ -182,15 +223,15 @@ def _compare(
     quantized: ir.Model,
     pairs: Mapping[str, str],
     feeds: Sequence[Mapping[str, np.ndarray]],
-) -> dict[str, np.ndarray]:
-    """Sums over all feeds: squares of the reference, of the difference, of the other, and the product."""
+) -> dict[str, Distances]:
+    """Distances of every pair of tensors, sample by sample."""
     one, two = reference_session(reference), reference_session(quantized)
-    sums = {name: np.zeros(4) for name in pairs}
+    found: dict[str, list[Distances]] = {name: [] for name in pairs}
     for feed in feeds:
         expected = dict(zip((o.name for o in one.get_outputs()), one.run(None, dict(feed)), strict=True))
         got = dict(zip((o.name for o in two.get_outputs()), two.run(None, dict(feed)), strict=True))
         for name, other in pairs.items():
-            x, y = (np.asarray(a, np.float32).ravel() for a in (expected[name], got[other]))
+            x, y = (np.asarray(a, np.float32) for a in (expected[name], got[other]))
             if x.shape == y.shape:
-                sums[name] += [np.dot(x, x), np.dot(x - y, x - y), np.dot(y, y), np.dot(x, y)]
-    return sums
+                found[name].append(distances(x, y, batch_of(feed)))
+    return {name: Distances.joined(parts) for name, parts in found.items() if parts}

@@ -18,7 +18,7 @@ _PRECISIONS = {"u8": "int8", "i8": "int8", "s8": "int8"}
 #: Lines of an error that say where in OpenVINO's source it came up, or nothing.
 _NOT_TELLING = (
     "Exception from", "Check '", "FrontEnd API failed", "Loading input model", "Model wasn't fully converted",
-    "Summary:",
+    "Summary:", "While validating", "Conversion is failed for:", "-- Conversion is failed for:",
 )  # fmt: skip
 _NO_WORK = frozenset({"Const", "Constant", "Input", "Parameter", "Output", "Result"})
 
@@ -78,6 +78,12 @@ class OpenVinoSession:
             for index, port in enumerate(self.outputs)
         }
 
+    def precisions(self) -> frozenset[str]:
+        """Types in which the layers of the compiled model compute; nothing is run."""
+        operations = self.compiled.get_runtime_model().get_ordered_ops()
+        runs = (_layer(operation, {}) for operation in operations)
+        return frozenset(run.precision for run in runs if run.kind not in _NO_WORK)
+
     def layers(self, feed: Mapping[str, np.ndarray]) -> tuple[LayerRun, ...]:
         """Layers of the runtime model, with times measured in one profiled run after a warm-up."""
         profiled = OpenVinoSession(self.path, threads=self.threads, precision=self.precision, profiling=True)
@@ -123,8 +129,16 @@ def _name(port: Any) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The sentence of an OpenVINO error that speaks of the model, without C++ file names."""
+    """The sentences of an OpenVINO error that speak of the model, without C++ file names."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line.removeprefix("-- ") for line in lines if not line.startswith(_NOT_TELLING)]
-    telling.sort(key=lambda line: not line.startswith("No conversion rule"))  # the cause of all others
-    return (telling or lines or [type(error).__name__])[0][:300]
+    told, node = [], ""
+    for line in lines:
+        if line.endswith("with a message:"):  # the cause stands in the lines below
+            node = line.removeprefix("-- ").removesuffix("with a message:").strip() + ": "
+        elif not line.startswith(_NOT_TELLING):
+            told.append(node + line.removeprefix("-- "))
+            node = ""
+    told.sort(key=lambda line: not line.startswith("No conversion rule"))  # the cause of all others
+    if told and told[0].startswith("No conversion rule"):
+        told = told[:1]
+    return "; ".join(told or lines[:1] or [type(error).__name__])[:300]

@@ -1,18 +1,21 @@
-"""A quantized file on trial at one engine: what ran in INT8, how fast, and whether the answers are right."""
+"""A quantized file on trial at one engine: whether it is faithful, what ran in INT8, and how fast."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from quantrim.engines import EngineName, installed_engines, open_session
-from quantrim.engines.verdict import NAMES, OutputAgreement, Race, Verdict, agreement, headline, judge, race
+from quantrim.engines.compare import compare
+from quantrim.engines.race import Race, pace, race
+from quantrim.engines.verdict import NAMES, Verdict, judge
 from quantrim.errors import EngineError
 from quantrim.graph import Graph
+from quantrim.judges import Judgement, Judging, OutputAgreement
 
 #: Above this signal to noise ratio an engine is believed, decibel.
 _CLEAR = 20.0
@@ -26,31 +29,63 @@ class EngineResult:
 
     Attributes:
         verdict: which layers ran in INT8.
-        times: latencies of FP32, BF16 and INT8.
-        agreement: of each output with the float model's.
-        headline: one or two sentences, the bad news first.
+        times: the race of FP32, BF16 and INT8.
+        judgement: what the file keeps of the float model.
     """
 
     verdict: Verdict
     times: Race
-    agreement: tuple[OutputAgreement, ...]
-    headline: str
+    judgement: Judgement
+
+    @property
+    def faithful(self) -> bool:
+        """Whether the file may be deployed on this engine."""
+        return self.judgement.faithful
+
+    @property
+    def agreement(self) -> tuple[OutputAgreement, ...]:
+        """Of each output with the float model's, the one that agrees least first."""
+        return self.judgement.outputs
+
+    @property
+    def headline(self) -> str:
+        """Faithful or not, then how fast: a few sentences, the bad news first."""
+        name, share = NAMES[self.verdict.engine], f"{self.verdict.int8_mac_share:.1%} of the MACs ran in INT8."
+        return f"{ruling(self.judgement, name)} {pace(self.times, name)} {share}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values by the keys of the documented JSON schema."""
-        times = self.times
+        """The contract's keys."""
+        times = self.times.latencies
         return {
             "headline": self.headline,
+            "faithful": self.faithful,
+            "judgement": self.judgement.to_json(),
             "verdict": self.verdict.to_json(),
             "latency_ms": {
-                "fp32": times.fp32.median,
-                "bf16": times.bf16.median if times.bf16 else None,
-                "int8": times.int8.median,
+                name: times[name].median if name in times else None
+                for name in ("fp32", "bf16", "int8", "int8_bf16")
             },
-            "speedup": times.speedup,
-            "fastest": times.fastest,
+            "speedup": self.times.speedup,
+            "fastest": self.times.fastest,
+            "race": self.times.to_json(),
             "agreement": [asdict(one) for one in self.agreement],
         }
+
+
+def ruling(judgement: Judgement, engine: str) -> str:
+    """The first sentence on a file: faithful or not, with the figures that say so.
+
+    Args:
+        judgement: of the file.
+        engine: the engine's name for people.
+    """
+    if not judgement.faithful:
+        return (
+            f"NOT faithful on {engine}: {'; '.join(judgement.reasons)} ({judgement.summary}). "
+            "Don't deploy this file."
+        )
+    word = "Taken as it is" if judgement.level == "any" else "Faithful"
+    return f"{word} on {engine}: {judgement.summary}."
 
 
 def ask(
@@ -64,8 +99,11 @@ def ask(
     *,
     bf16: bool = True,
     compared: tuple[Path, Path] | None = None,
+    judging: Judging | None = None,
+    held_out: bool | None = None,
+    times: Race | None = None,
 ) -> EngineResult:
-    """Verdict, race and agreement of a quantized file on one engine.
+    """Judgement, verdict and race of a quantized file on one engine.
 
     Args:
         engine: where to run.
@@ -73,13 +111,17 @@ def ask(
         int8_path: the quantized file.
         graph: of the FP32 model.
         planned: nodes that were left float on purpose, with reasons.
-        feeds: inputs to compare on; at least one.
+        feeds: inputs to judge on; at least one.
         threads: CPU threads of the race.
         bf16: BF16 may win the race, where the engine has it.
         compared: float and quantized file whose outputs are compared, where those of the model itself can't be:
             they stand behind a selection by value.
+        judging: how to judge; by the outputs' shapes by default.
+        held_out: whether the inputs are others than those that calibrated; None where nobody knows.
+        times: a race that was held already, so that a result has one alone.
     """
-    single = {name: array[:1] for name, array in feeds[0].items()}
+    judging = judging or Judging()
+    single = {name: array[:1] if np.ndim(array) else array for name, array in feeds[0].items()}
     try:
         session = open_session(int8_path, engine, threads=threads)
         session.run(single)
@@ -87,11 +129,15 @@ def ask(
         single = dict(feeds[0])
         session = open_session(int8_path, engine, threads=threads)
     verdict = judge(graph, session.layers(single), engine, planned)
-    times = race(float_path, int8_path, engine, single, threads=threads, bf16=bf16)
+    found = times or race(float_path, int8_path, engine, single, threads=threads, bf16=bf16)
     expected, got = compared or (float_path, int8_path)
-    same = agreement(open_session(expected, engine), open_session(got, engine), feeds)
-    doubt = _doubt(engine, expected, got, same[0], feeds)
-    return EngineResult(verdict, times, same, doubt + headline(verdict, times))
+    judgement = compare(
+        open_session(expected, engine), open_session(got, engine), feeds, judging, held_out=held_out
+    )
+    doubt = _doubt(engine, expected, got, judgement.outputs[0], feeds)
+    if doubt:
+        judgement = replace(judgement, faithful=judging.accept == "any", reasons=(doubt, *judgement.reasons))
+    return EngineResult(verdict, found, judgement)
 
 
 def _doubt(
@@ -101,19 +147,20 @@ def _doubt(
     found: OutputAgreement,
     feeds: Sequence[Mapping[str, np.ndarray]],
 ) -> str:
-    """A warning where another engine gets far better answers from the same file, else nothing."""
+    """What to say where another engine gets far better answers from the same file, else nothing."""
     others = [one for one in installed_engines() if one not in (engine, "tensorrt")]
     if found.sqnr_db >= _CLEAR or not others:
         return ""
     witness = others[0]
     try:
-        theirs = agreement(open_session(float_path, witness), open_session(int8_path, witness), feeds[:1])[0]
+        judged = compare(open_session(float_path, witness), open_session(int8_path, witness), feeds[:1])
     except EngineError:  # a file for one engine alone
         return ""
+    theirs = next(one for one in judged.outputs if one.output == found.output)
     if theirs.sqnr_db < found.sqnr_db + _APART:
         return ""
     return (
-        f"Don't deploy this file on {NAMES[engine]}: it computes something else from it than {NAMES[witness]} "
-        f"(SQNR {found.sqnr_db:.1f} dB against {theirs.sqnr_db:.1f} dB). Try the engine's own target; if "
-        "that is no better, please report the model. "
+        f"it computes something else from this file than {NAMES[witness]} does (SQNR {found.sqnr_db:.1f} dB "
+        f"against {theirs.sqnr_db:.1f} dB): try the engine's own target, and please report the model if "
+        "that is no better"
     )

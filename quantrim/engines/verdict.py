@@ -1,39 +1,56 @@
-"""What the engine really did: which layers ran INT8, how fast, how close to the float model."""
+"""What the engine really did: which layers ran INT8, and how much of the work they are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
-
-from quantrim.engines import EngineName, LayerRun, Session, open_session
-from quantrim.engines.bench import Latency, interleaved, latency
-from quantrim.graph.ops import LINEAR_OPS
-from quantrim.graph.ports import Feed
+from quantrim.engines import EngineName, LayerRun
+from quantrim.graph.ops import LINEAR_OPS, PRODUCT_OPS
 from quantrim.graph.view import Graph, Node, macs
 
 #: Engines as people write them.
 NAMES: dict[str, str] = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
 
 
+#: Ops that multiply and accumulate; operands of the latter may both be activations, as in attention.
+_PRODUCTS = PRODUCT_OPS | {"einsum"}
+
+
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """A linear layer that did not run in INT8.
+    """A product that did not run in INT8.
 
     Attributes:
         node: its name in the float model.
         op: the file's op type.
         reason: why, as far as plan and engine tell.
         mac_share: its share of the model's multiply-accumulates.
+        module: path of its module in the code that the model came from, where the file tells.
     """
 
     node: str
     op: str
     reason: str
     mac_share: float
+    module: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OpShare:
+    """Work of one kind of product.
+
+    Attributes:
+        op: the file's op type; "MatMul of activations" where no operand is a weight, as in attention.
+        mac_share: share of the model's multiply-accumulates.
+        int8_share: share of these that ran in INT8.
+    """
+
+    op: str
+    mac_share: float
+    int8_share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +59,13 @@ class Verdict:
 
     Attributes:
         engine: engine name.
-        int8_mac_share: share of the multiply-accumulates of linear layers that ran in INT8, 0..1.
-        fallbacks: linear layers that ran in float, most work first.
+        int8_mac_share: share of all multiply-accumulates that ran in INT8, 0..1; products of two activations
+            count, too.
+        fallbacks: products that ran in float, most work first.
         conversions: layers that only convert types or layouts (Reorder, QuantizeLinear, ...).
         int8_layers: layers of any kind that ran in INT8.
         layers: layers the engine executed.
+        ops: the work of each kind of product, most work first.
     """
 
     engine: EngineName
@@ -55,6 +74,7 @@ class Verdict:
     conversions: int
     int8_layers: int
     layers: int
+    ops: tuple[OpShare, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values by the keys of the documented JSON schema."""
@@ -69,21 +89,26 @@ def judge(graph: Graph, runs: Sequence[LayerRun], engine: EngineName, planned: M
     """Compare what was meant with what an engine did.
 
     Args:
-        graph: view of the model whose linear layers are asked for (float, or the QDQ file's own).
+        graph: view of the model whose products are asked for (float, or the QDQ file's own).
         runs: the engine's account of one execution.
         engine: its name.
         planned: linear nodes meant to stay float → reason.
     """
     by_name = {name: run for run in runs for name in run.nodes}
-    linear = [n for n in graph.nodes if n.op in LINEAR_OPS and "keep_float" not in n.attributes]
-    work = {node.name: macs(graph, node) for node in linear}
+    products = [n for n in graph.nodes if n.op in _PRODUCTS and "keep_float" not in n.attributes]
+    work = {node.name: macs(graph, node) for node in products}
     total = sum(work.values()) or 1
-    fallbacks = []
-    for node in linear:
+    fallbacks: list[Fallback] = []
+    ops: dict[str, tuple[int, int]] = {}
+    for node in products:
         run = run_of(graph, node, by_name)
-        if run is None or run.precision != "int8":
-            reason = planned.get(node.name) or _reason(run, engine)
-            fallbacks.append(Fallback(node.name, node.kind, reason, work[node.name] / total))
+        kind = f"{node.kind} of activations" if _of_activations(graph, node) else node.kind
+        done, seen = ops.get(kind, (0, 0))
+        int8 = run is not None and run.precision == "int8"
+        ops[kind] = done + int8 * work[node.name], seen + work[node.name]
+        if not int8:
+            reason = planned.get(node.name) or _reason(run, engine, of_activations=_of_activations(graph, node))
+            fallbacks.append(Fallback(node.name, node.kind, reason, work[node.name] / total, node.module))
     fallbacks.sort(key=lambda fallback: -fallback.mac_share)
     return Verdict(
         engine=engine,
@@ -92,7 +117,19 @@ def judge(graph: Graph, runs: Sequence[LayerRun], engine: EngineName, planned: M
         conversions=sum(run.kind in _CONVERSIONS for run in runs),
         int8_layers=sum(run.precision == "int8" and run.kind not in _CONVERSIONS for run in runs),
         layers=len(runs),
+        ops=tuple(
+            OpShare(op, seen / total, done / seen if seen else 0.0)
+            for op, (done, seen) in sorted(ops.items(), key=lambda item: -item[1][1])
+        ),
     )
+
+
+def _of_activations(graph: Graph, node: Node) -> bool:
+    """Whether no operand is a constant, stored as integers or not."""
+    if node.weight is not None or len(node.inputs) < 2:
+        return False
+    makers = [graph.producer.get(tensor) for tensor in node.inputs[:2]]
+    return all(maker is None or maker.inputs for maker in makers)
 
 
 def run_of(graph: Graph, node: Node, by_name: Mapping[str, LayerRun]) -> LayerRun | None:
@@ -127,150 +164,12 @@ def layer_times(
             run = run_of(graph, graph.by_name[layer], by_name)
             if run is not None and run.time_ms is not None:
                 times.setdefault(layer, []).append(run.time_ms)
-    return {layer: float(np.median(found)) for layer, found in times.items()}
+    return {layer: float(median(found)) for layer, found in times.items()}
 
 
-def _reason(run: LayerRun | None, engine: EngineName) -> str:
+def _reason(run: LayerRun | None, engine: EngineName, *, of_activations: bool) -> str:
+    if of_activations:
+        return "a product of two activations, for which no quantizer was placed"
     if run is None:
         return f"{engine} merged it into another layer that is not INT8"
     return f"{engine} chose kernel {run.kernel} in {run.precision}"
-
-
-@dataclass(frozen=True, slots=True)
-class OutputAgreement:
-    """Distance between the outputs of the quantized file on its engine and of the float model.
-
-    Attributes:
-        output: name of the output.
-        cosine: mean over samples of the cosine similarity.
-        sqnr_db: signal to quantization noise over all samples, decibel.
-        top1: share of samples (or pixels) with the same arg max over axis 1; None where that has no meaning.
-    """
-
-    output: str
-    cosine: float
-    sqnr_db: float
-    top1: float | None
-
-
-def agreement(
-    float_session: Session, int8_session: Session, feeds: Sequence[Feed]
-) -> tuple[OutputAgreement, ...]:
-    """Compare two sessions on the same inputs, output by output in order.
-
-    Args:
-        float_session: the reference.
-        int8_session: the quantized file on its engine.
-        feeds: inputs; at least one.
-    """
-    pairs = [(one.name, two.name) for one, two in zip(float_session.outputs, int8_session.outputs, strict=True)]
-    compared = {name: _Compared() for name, _ in pairs}
-    for feed in feeds:  # answers of large models are not held
-        expected, got = float_session.run(feed), int8_session.run(feed)
-        for name, other in pairs:
-            compared[name].add(expected[name], got[other])
-    return tuple(one.agreement(name) for name, one in compared.items())
-
-
-class _Compared:
-    """Sums over the answers of two models to the same batches."""
-
-    def __init__(self) -> None:
-        self.cosines: list[np.ndarray] = []
-        self.same: list[float] = []
-        self.signal = self.noise = 0.0
-
-    def add(self, expected: np.ndarray, got: np.ndarray) -> None:
-        """Take in one batch."""
-        e, g = (array.reshape(len(array), -1).astype(np.float64) for array in (expected, got))
-        norms = np.linalg.norm(e, axis=1) * np.linalg.norm(g, axis=1)
-        dots = np.einsum("ij,ij->i", e, g)
-        self.cosines.append(np.where(norms > 0, dots / np.maximum(norms, 1e-30), 1.0))
-        self.signal += float(np.square(e).sum())
-        self.noise += float(np.square(e - g).sum())
-        if expected.ndim > 1 and expected.shape[1] > 1 and np.issubdtype(expected.dtype, np.floating):
-            self.same.append(float(np.mean(expected.argmax(axis=1) == got.argmax(axis=1))))
-
-    def agreement(self, output: str) -> OutputAgreement:
-        """What the sums say."""
-        sizes = [len(batch) for batch in self.cosines]
-        return OutputAgreement(
-            output=output,
-            cosine=float(np.concatenate(self.cosines).mean()),
-            sqnr_db=sqnr_db(self.signal, self.noise),
-            top1=float(np.average(self.same, weights=sizes)) if self.same else None,
-        )
-
-
-def sqnr_db(signal: float, noise: float) -> float:
-    """10 log10(signal / noise), limited to 200 so that it can be written as JSON."""
-    return float(min(200.0, 10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30))))
-
-
-@dataclass(frozen=True, slots=True)
-class Race:
-    """FP32, BF16 and INT8 latencies of one interleaved run, milliseconds; None where not measured."""
-
-    fp32: Latency
-    bf16: Latency | None
-    int8: Latency
-
-    @property
-    def speedup(self) -> float:
-        """Median FP32 time over median INT8 time."""
-        return self.fp32.median / self.int8.median
-
-    @property
-    def fastest(self) -> str:
-        """The one with the smallest median: "int8", "bf16" or "fp32"."""
-        named = {"fp32": self.fp32, "bf16": self.bf16, "int8": self.int8}
-        return min((k for k, v in named.items() if v is not None), key=lambda k: named[k].median)  # type: ignore[union-attr]
-
-
-def race(
-    float_path: str | Path,
-    int8_path: str | Path,
-    engine: EngineName,
-    feed: Feed,
-    *,
-    threads: int = 1,
-    bf16: bool = True,
-    warmup: int = 5,
-    repeat: int = 25,
-) -> Race:
-    """Time the float model, its BF16 mode and the INT8 file in turns on one engine.
-
-    Args:
-        float_path: FP32 file.
-        int8_path: quantized file.
-        engine: engine to run on.
-        feed: one input for both.
-        threads: CPU threads.
-        bf16: let BF16 take part where the engine has it.
-        warmup: untimed rounds.
-        repeat: timed rounds.
-    """
-    sessions = [open_session(float_path, engine, threads=threads)]
-    if bf16 and engine == "openvino":
-        sessions.append(open_session(float_path, engine, threads=threads, precision="bf16"))
-    sessions.append(open_session(int8_path, engine, threads=threads))
-    times = interleaved([(session, dict(feed)) for session in sessions], warmup=warmup, repeat=repeat)
-    return Race(
-        fp32=latency(times[0]),
-        bf16=latency(times[1]) if len(sessions) == 3 else None,
-        int8=latency(times[-1]),
-    )
-
-
-def headline(verdict: Verdict, times: Race) -> str:
-    """One sentence for people, the bad news first."""
-    name = NAMES[verdict.engine]
-    share = f"{verdict.int8_mac_share:.1%} of the MACs in INT8"
-    if times.fastest == "int8":
-        return f"INT8 is {times.speedup:.2f}x as fast as FP32 on {name}, {share}."
-    best = {"fp32": times.fp32, "bf16": times.bf16}[times.fastest]
-    assert best is not None
-    return (
-        f"INT8 does not pay on {name} here: {times.fastest.upper()} is fastest with {best.median:.2f} ms, INT8 "
-        f"takes {times.int8.median:.2f} ms ({share}). Deploy {times.fastest.upper()}."
-    )

@@ -86,6 +86,7 @@ def calibration_feeds(
     batch_size: int = 10,
     preprocess: ImagePreprocess | Decode = IMAGENET,
     shape: tuple[int, ...] | None = None,
+    used: int = 0,
 ) -> Iterator[Feed]:
     """Batches for a model from any source.
 
@@ -99,6 +100,8 @@ def calibration_feeds(
         batch_size: samples a batch where the model's batch axis is open.
         preprocess: for images: a :class:`ImagePreprocess`, or a function path → CHW float32 array.
         shape: shape of the first input, where its height and width are dynamic.
+        used: leave out the samples that a call with ``samples=used`` gave. An iterator that can't start again
+            goes on where it stands.
 
     Yields:
         Feeds; the last may be smaller. A model with a fixed batch gets the last sample repeated.
@@ -109,7 +112,7 @@ def calibration_feeds(
     if samples is not None and samples < 1:
         raise DataError(f"samples is {samples}; calibration needs at least one.")
     fixed = ports[0].shape[0] if ports[0].shape else None
-    arrays = _samples(source, ports, preprocess, shape, samples)
+    arrays = _samples(source, ports, preprocess, shape, samples, used)
     if samples is not None:
         arrays = islice(arrays, samples)
     count = 0
@@ -117,7 +120,7 @@ def calibration_feeds(
         count += len(group)
         group = group + [group[-1]] * ((fixed or 0) - len(group))
         yield {port.name: np.stack([sample[port.name] for sample in group]) for port in ports}
-    if count == 0:
+    if count == 0 and not used:
         raise DataError(f"{_describe(source)}: no sample found; calibration needs at least one.")
 
 
@@ -143,6 +146,7 @@ def _samples(
     preprocess: ImagePreprocess | Decode,
     shape: tuple[int, ...] | None,
     count: int | None,
+    used: int = 0,
 ) -> Iterator[Feed]:
     """Single samples (without batch axis) by input name."""
     if isinstance(source, str | Path):
@@ -150,20 +154,30 @@ def _samples(
         if path.suffix in (".npy", ".npz"):
             if not path.is_file():
                 raise DataError(f"{path}: {absence(path)}")
-            return _from_rows(_load_arrays(path, ports), ports, path)
+            return _from_rows(_load_arrays(path, ports), ports, path, used)
         if len(ports) > 1:
             raise DataError(f"{path}: the model has {len(ports)} inputs; give an .npz with one array each.")
         files = image_files(path)
-        if path.is_dir() and count is not None and count < len(files):
-            files = [files[number * len(files) // count] for number in range(count)]
+        if path.is_dir():
+            taken = set(_spread(files, used)) if used else set()
+            files = _spread([file for file in files if file not in taken], count)
+        else:
+            files = files[used:]
         return _decoded(files, ports[0], _decoder(ports[0], preprocess, shape))
     if isinstance(source, np.ndarray):
-        return _from_rows({ports[0].name: source}, ports, "array")
+        return _from_rows({ports[0].name: source}, ports, "array", used)
     if isinstance(source, Mapping):
-        return _from_rows(dict(source), ports, "arrays")
+        return _from_rows(dict(source), ports, "arrays", used)
     if isinstance(source, Iterable):
-        return _from_iterable(source, ports)
+        return islice(single_samples(source, ports), used if iter(source) is not source else 0, None)
     raise DataError(f"can't read calibration data from a {type(source).__name__}.")
+
+
+def _spread(files: list[Path], count: int | None) -> list[Path]:
+    """So many of the files, evenly over their order; all of them where there are fewer."""
+    if count is None or count >= len(files):
+        return files
+    return [files[number * len(files) // count] for number in range(count)]
 
 
 def image_files(path: Path) -> list[Path]:
@@ -259,7 +273,9 @@ def _batch_fits(array: _Array, port: Port) -> bool:
     )
 
 
-def _from_rows(arrays: Mapping[str, _Array], ports: Sequence[Port], source: object) -> Iterator[Feed]:
+def _from_rows(
+    arrays: Mapping[str, _Array], ports: Sequence[Port], source: object, used: int = 0
+) -> Iterator[Feed]:
     for port in ports:
         if port.name not in arrays or arrays[port.name].ndim == 0:
             raise DataError(f"{source}: no samples for input {port.name!r} ({spell(port.shape)}).")
@@ -267,12 +283,14 @@ def _from_rows(arrays: Mapping[str, _Array], ports: Sequence[Port], source: obje
     if len(set(lengths.values())) > 1:
         raise DataError(f"{source}: inputs have different numbers of samples: {lengths}.")
     for index, rows in enumerate(zip(*(arrays[port.name] for port in ports), strict=True)):
+        if index < used:
+            continue
         named = zip(ports, rows, strict=True)
         yield {port.name: _fit(np.asarray(row), port, f"{source}: sample {index}") for port, row in named}
 
 
-def _from_iterable(source: Iterable[Any], ports: Sequence[Port]) -> Iterator[Feed]:
-    """Samples or batches: an item with one axis less than the input is a sample."""
+def single_samples(source: Iterable[Any], ports: Sequence[Port]) -> Iterator[Feed]:
+    """Samples by input name, of samples or batches: an item with one axis less than the input is a sample."""
     for index, item in enumerate(source):
         if isinstance(item, tuple | list):  # (input, label) of a data set or loader
             item = item[0]

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from quantrim.graph.bodies import captured, subgraphs
 from quantrim.graph.core import selections
+from quantrim.graph.names import module_of
 from quantrim.graph.ops import OF_ONNX
 from quantrim.graph.ports import Feed
 from quantrim.graph.session import reference_session, with_outputs
@@ -96,6 +97,7 @@ def _node(node: ir.Node, constants: Collection[str | None], behind: Mapping[str,
         weight=weight,
         bias=bias,
         attributes=_attributes(node, op, operands, constants) | _kept_float(node, operands, bias, behind),
+        module=module_of(node),
     )
 
 
@@ -130,7 +132,7 @@ def _attributes(
 ) -> dict[str, Any]:
     """What placement asks of a node: group, transB, bounds of a clip, constant operands, mode."""
     found: dict[str, Any] = {}
-    for key in ("group", "transB", "axis", "mode", "approximate"):
+    for key in ("group", "transB", "axis", "mode", "approximate", "equation"):
         if key in node.attributes:
             value = node.attributes[key].value
             found[key] = value.decode() if isinstance(value, bytes) else value

@@ -80,6 +80,7 @@ OPS = {op.name: op for op in (
         "linear product smooth result_unused"),
     _op("linear", "", "linear", "linear product smooth result_unused"),
     _op("matmul", "", "matmul mm bmm rmatmul", "product smooth"),
+    _op("einsum", "Einsum"),
     _op("scaled_dot_product_attention", "", "", "smooth hidden_product"),
     *(_op(name, "", "", "hidden_product") for name in _HIDDEN_PRODUCTS.split()),
     _op("batch_norm", "BatchNormalization", "batch_norm", "smooth result_unused"),

@@ -6,7 +6,7 @@ A :class:`Graph` is plain data. Two makers fill it: :mod:`quantrim.graph.from_on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -40,6 +40,7 @@ class Node:
         weight: constant operand of a linear op, else None.
         bias: name of the constant bias, else None.
         attributes: what placement needs to know (group, low/high of clip, mode, ...).
+        module: path of the module that the node came from ("backbone.stage3.0.conv"), where the source tells.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Node:
     weight: Weight | None = None
     bias: str | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    module: str = ""
 
     @property
     def output(self) -> str:
@@ -115,10 +117,40 @@ def macs(graph: Graph, node: Node) -> int:
         return _product(source) * _product(node.weight.shape[1:])
     if node.op == "linear" and node.weight:
         return size * (_product(node.weight.shape) // node.weight.shape[node.weight.axis])
+    shapes = [graph.shapes.get(name) for name in node.inputs]
+    if node.op in ("conv", "conv_transpose") and len(shapes) > 1 and shapes[1]:  # its weight is computed
+        return (size if node.op == "conv" else _product(shapes[0] or ())) * _product(shapes[1][1:])
     if node.op == "matmul":
-        left = graph.shapes.get(node.inputs[0])
-        return size * left[-1] if left else 0
+        return size * _inner(shapes, out)
+    if node.op == "einsum":
+        return _einsum_macs(node, shapes)
     return 0
+
+
+def _inner(shapes: Sequence[tuple[int, ...] | None], out: tuple[int, ...]) -> int:
+    """Length of the axis that a matrix product sums over; a constant operand is not among the shapes."""
+    first = shapes[0] if shapes else None
+    if not first:
+        return 0
+    is_right = len(shapes) == 1 and len(first) > 1 and len(out) > 1 and first[-2] != out[-2]
+    return first[-2] if is_right else first[-1]
+
+
+def _einsum_macs(node: Node, shapes: Sequence[tuple[int, ...] | None]) -> int:
+    """Products of an Einsum: one for each combination of its letters' values."""
+    terms = str(node.attributes.get("equation", "")).replace(" ", "").split("->")[0].split(",")
+    if len(shapes) < 2 or len(terms) != len(shapes):
+        return 0
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        letters, _, tail = term.partition("...")
+        if shape is None or len(shape) < len(letters) + len(tail):
+            return 0
+        sizes |= dict(zip(letters, shape, strict=False))
+        sizes |= dict(zip(reversed(tail), reversed(shape), strict=False))
+        rest = shape[len(letters) : len(shape) - len(tail)]
+        sizes |= {f"...{place}": length for place, length in enumerate(reversed(rest))}
+    return _product(tuple(sizes.values()))
 
 
 def _product(shape: tuple[int, ...]) -> int:

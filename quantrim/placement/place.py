@@ -33,7 +33,8 @@ class Selection:
     """What the user wants kept float.
 
     Attributes:
-        skip: globs on node names; a matching node stays float.
+        skip: globs on names of nodes, or on paths of modules ("head", "backbone.stage3.*") where the source
+            tells them; a matching node, and all of a matching module, stays float.
         op_types: canonical ops that may run INT8; None for all that the target knows.
         float_nodes: names of nodes that a search for accuracy keeps float.
         skip_tensors: names of tensors that no node may read quantized.
@@ -49,7 +50,7 @@ class Selection:
     def refuses(self, node: Node) -> str | None:
         """Why the user keeps this node float, or None."""
         for glob in self.skip:
-            if fnmatch.fnmatchcase(node.name, glob):
+            if matches(node, glob):
                 return f"skipped by {glob!r}"
         if self.op_types is not None and node.op not in self.op_types:
             return "op type not selected"
@@ -59,6 +60,13 @@ class Selection:
             if tensor in node.inputs:
                 return f"reads skipped tensor {tensor!r}"
         return None
+
+
+def matches(node: Node, glob: str) -> bool:
+    """Whether a glob means a node: by its name, or the path of a module that it is in."""
+    parts = node.module.split(".") if node.module else []
+    paths = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return any(fnmatch.fnmatchcase(name, glob) for name in (node.name, *paths))
 
 
 EVERYTHING = Selection()
@@ -93,10 +101,10 @@ def place(graph: Graph, target: Target, selection: Selection = EVERYTHING) -> Pl
 
 
 def _check_selection(graph: Graph, target: Target, selection: Selection) -> None:
-    names = [node.name for node in graph.nodes]
     for glob in selection.skip:
-        if not any(fnmatch.fnmatchcase(name, glob) for name in names):
-            raise ConfigError(f"skip {glob!r} matches no node{did_you_mean(glob, names[:400])}", field="skip")
+        if not any(matches(node, glob) for node in graph.nodes):
+            legal = [node.module or node.name for node in graph.nodes if _is_seed(node)]
+            raise ConfigError(f"skip {glob!r} matches no node{did_you_mean(glob, legal[:400])}", field="skip")
     target.require_ops(selection.op_types or ())
     known = {*graph.inputs, *(tensor for node in graph.nodes for tensor in node.outputs)}
     named = {"skip_tensors": selection.skip_tensors, "same_scale": tuple(chain(*selection.same_scale))}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, get_args
 
 from quantrim.engines import EngineName, installed_engines, require_engine
 from quantrim.errors import ConfigError, did_you_mean
+from quantrim.judges import Judging
 from quantrim.placement import Plan, Selection
 from quantrim.post_training.refine import REFINEMENTS, Refinement
 from quantrim.ranges import Algo, WeightAlgo
@@ -44,6 +45,10 @@ class PtqConfig:
         threads: CPU threads of the latency measurement.
         tune_seconds: time for finding the rewrites that are faster on the engines; 0 rewrites nothing. The
             precision of the layers is then chosen by the clock, too.
+        judging: how the file is judged, and the level that it must reach.
+        judged: samples to judge on, at most: those of the data that did not calibrate, where there are some.
+        mend: where the file is not faithful, and equalisation alone would make it so, equalise.
+        keep_outliers: calibrate on samples whose values lie far outside the others', too.
 
     Raises:
         ConfigError: an illegal value; ``error.field`` names it.
@@ -68,6 +73,10 @@ class PtqConfig:
     engines: tuple[EngineName, ...] | None = None
     threads: int = 1
     tune_seconds: float = 0.0
+    judging: Judging = field(default_factory=Judging)
+    judged: int = 32
+    mend: bool = True
+    keep_outliers: bool = False
 
     def __post_init__(self) -> None:
         for name in ("skip", "skip_tensors", "overrides", "refinements"):
@@ -103,7 +112,7 @@ class PtqConfig:
             )
         if not 0 <= self.tune_seconds < float("inf"):
             raise ConfigError(f"tune_seconds is {self.tune_seconds!r}; seconds, from 0.", field="tune_seconds")
-        for name in ("samples", "batch_size", "threads"):
+        for name in ("samples", "batch_size", "threads", "judged"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} is {value!r}; it must be at least 1.", field=name)
@@ -131,16 +140,20 @@ class PtqConfig:
 
 
 def ptq_config(config: PtqConfig | None = None, **options: Any) -> PtqConfig:
-    """Settings with some fields changed.
+    """Settings with some fields changed; those of :class:`~quantrim.judges.Judging` may be given likewise.
 
     Raises:
         ConfigError: an unknown keyword, or an illegal value.
     """
-    legal = [entry.name for entry in fields(PtqConfig)]
+    of_judging = [entry.name for entry in fields(Judging)]
+    legal = [*(entry.name for entry in fields(PtqConfig)), *of_judging]
     for name in options:
         if name not in legal:
             raise ConfigError(f"unknown option {name!r} of ptq{did_you_mean(name, legal)}", field=name)
-    return replace(config or PtqConfig(), **options)
+    config = config or PtqConfig()
+    told = {name: options.pop(name) for name in of_judging if name in options}
+    judging = replace(options.pop("judging", config.judging), **told)
+    return replace(config, judging=judging, **options)
 
 
 def require_overrides_match(plan: Plan, overrides: Sequence[tuple[str, str]]) -> None:

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
+from quantrim.engines import EngineName
+from quantrim.engines.inspect import LayerError
 from quantrim.engines.machine import describe_machine
-from quantrim.engines.trial import EngineResult, ask
+from quantrim.engines.trial import EngineResult
 from quantrim.errors import ModelError
 from quantrim.files import require_onnx_output, size_mb
-from quantrim.graph import Graph, graph_from_onnx, normalize, prove_equal, read_onnx
+from quantrim.graph import graph_from_onnx, normalize, prove_equal, read_onnx
 from quantrim.graph.core import comparable, ending_at
-from quantrim.graph.feeds import IMAGENET, ImagePreprocess, calibration_feeds, kept_batches
+from quantrim.graph.feeds import IMAGENET, ImagePreprocess
 from quantrim.graph.load import as_onnx
-from quantrim.graph.ports import Feed, fill_shape, input_ports
+from quantrim.graph.ports import Feed
 from quantrim.graph.session import save_model
 from quantrim.placement import Plan, place
 from quantrim.placement.quantized import Quantized
 from quantrim.post_training.calibrate import collect
 from quantrim.post_training.config import PtqConfig, ptq_config, require_overrides_match
+from quantrim.post_training.deliver import deliver
+from quantrim.post_training.hearing import Advice, Hearing, Made
 from quantrim.post_training.quantize import (
     decide,
     first_samples,
@@ -35,6 +39,7 @@ from quantrim.post_training.quantize import (
     save_quantized,
 )
 from quantrim.post_training.refine import REFINEMENTS, Refinement, equalize
+from quantrim.post_training.source import Source
 from quantrim.post_training.tuning import Choice, choose_form
 from quantrim.ranges import Sketch
 from quantrim.rewrites import Memory, Trial, Tuned
@@ -61,6 +66,9 @@ class PtqResult:
         refined: refinements that were kept.
         normalization_error: relative L2 distance that normalising caused (rounding).
         engines: verdicts; the first engine of the target comes first.
+        notes: what to know of the calibration data.
+        advice: where the file is not faithful: changes that the run found to be better, best first.
+        worst: likewise: the layers that lose most.
         histograms: activation histograms with the chosen ranges, for the report.
         tuning: what was tried to make it faster, and what won; None where nothing was asked for.
     """
@@ -74,8 +82,16 @@ class PtqResult:
     refined: tuple[str, ...]
     normalization_error: float
     engines: tuple[EngineResult, ...]
+    notes: tuple[str, ...] = ()
+    advice: tuple[Advice, ...] = ()
+    worst: tuple[LayerError, ...] = ()
     histograms: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     tuning: dict[str, Any] | None = None
+
+    @property
+    def faithful(self) -> bool:
+        """Whether the file may be deployed on every engine that was asked."""
+        return all(one.faithful for one in self.engines)
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON schema; verdict and latency of the first engine stand at the top."""
@@ -90,9 +106,13 @@ class PtqResult:
             "refined": list(self.refined),
             "size_mb": dict(self.size_mb),
             "normalization_error": self.normalization_error,
+            "notes": list(self.notes),
+            "advice": [one.to_json() for one in self.advice],
+            "worst": [asdict(one) for one in self.worst],
         }
         if first is not None:
             value |= first.to_json()
+        value["faithful"] = self.faithful if first is not None else None
         value["engines"] = [result.to_json() for result in self.engines]
         value["histograms"] = list(self.histograms)
         if self.tuning is not None:
@@ -107,6 +127,7 @@ def ptq(
     output: str | Path,
     *,
     config: PtqConfig | None = None,
+    judge_data: Any = None,
     preprocess: ImagePreprocess | Callable[[Path], np.ndarray] = IMAGENET,
     example_inputs: Any = None,
     on_batch: Callable[[int], None] | None = None,
@@ -121,15 +142,18 @@ def ptq(
 
     Args:
         model: .onnx file, Paddle inference model folder, or nn.Module.
-        data: calibration data (see :func:`quantrim.graph.feeds.calibration_feeds`).
-        output: INT8 .onnx file; its ranges are written to ``NAME.ranges.json`` beside it.
+        data: calibration data (see :func:`quantrim.graph.feeds.calibration_feeds`); what ``config.samples``
+            leaves of them judges the file.
+        output: INT8 .onnx file, written when the engines have spoken; its ranges stand in ``NAME.ranges.json``
+            beside it. A file that is not faithful is named ``NAME.unfaithful.onnx``.
         config: settings; or give fields of :class:`PtqConfig` as keywords, such as ``algo="kl"``.
+        judge_data: data to judge on instead.
         preprocess: for image files.
         example_inputs: for an nn.Module: tensors to export it with; the first calibration batch by default.
         on_batch: progress callback, called with the number of samples calibrated.
         memory: answers of earlier races, for tuning; of this run alone by default.
         on_trial: called with each rewrite that tuning tried.
-        options: fields of :class:`PtqConfig`; they change ``config``.
+        options: fields of :class:`PtqConfig` or :class:`~quantrim.judges.Judging`; they change ``config``.
 
     Raises:
         ModelError, DataError, ConfigError, EngineError: one line each that says what is wrong.
@@ -139,53 +163,107 @@ def ptq(
     require_onnx_output(output, model)
     with scratch_folder() as folder:
         path = as_onnx(model, folder, example_inputs, data)
-        original = read_onnx(path)
+        maker = _Maker(
+            path,
+            read_onnx(path),
+            folder,
+            Path(output),
+            data,
+            judge_data,
+            preprocess,
+            on_batch,
+            memory,
+            on_trial,
+        )
+        result, staged = maker.make(config, asked)
+        mended = _mended(config, result)
+        if mended is not None and not isinstance(data, Iterator):
+            other, other_staged = maker.make(mended, asked)
+            if other.faithful:
+                result, staged = other, other_staged
+        return replace(result, output=str(deliver(staged, Path(output), faithful=result.faithful)))
+
+
+def _mended(config: PtqConfig, result: PtqResult) -> PtqConfig | None:
+    """Settings that the run found to be enough, where they change nothing that was asked for; None for none."""
+    enough = [one for one in result.advice if one.faithful and one.field == "refinements"]
+    if result.faithful or not config.mend or not enough:
+        return None
+    return replace(config, refinements=("equalize", *config.refinements))
+
+
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Makes files of one model, and has them judged.
+
+    Attributes:
+        path: the float file.
+        original: its content.
+        folder: gets the files.
+        output: the name that was asked for.
+        data: calibration data.
+        judge_data: data to judge on; None for what calibration leaves.
+        preprocess: for image files.
+        on_batch: progress callback.
+        memory: answers of earlier races.
+        on_trial: called with each rewrite that was tried.
+    """
+
+    path: Path
+    original: ir.Model
+    folder: Path
+    output: Path
+    data: Any
+    judge_data: Any
+    preprocess: ImagePreprocess | Callable[[Path], np.ndarray]
+    on_batch: Callable[[int], None] | None
+    memory: Memory | None
+    on_trial: Callable[[Trial], None]
+
+    def make(self, config: PtqConfig, asked: Sequence[EngineName]) -> tuple[PtqResult, Path]:
+        """A file in the folder, and the result with its path as the output."""
         start = time.perf_counter()
-        feeds, kept = _feeds(original, data, config, preprocess)
-        normalized = normalize(original)
-        error = prove_equal(original, normalized, kept[0])
-        counted = _Counted(feeds, on_batch)
-        form = None
-        if config.tune_seconds > 0:
-            form = choose_form(normalized, kept, config, folder, memory=memory, on_trial=on_trial)
-        made = _write(form or Choice(normalized, Tuned(normalized)), counted, kept, config, Path(output))
+        source = Source.of(self.data, self.original, config, self.preprocess)
+        normalized = normalize(self.original)
+        error = prove_equal(self.original, normalized, source.kept[0])
+        counted = _Counted(source.calibration, self.on_batch)
+        tuned = self._tuned(normalized, source.kept, config) if config.tune_seconds > 0 else None
+        form = tuned or Choice(normalized, Tuned(normalized))
+        staged = Path(tempfile.mkdtemp(dir=self.folder)) / self.output.name
+        made = _write(form, counted, source.kept, config, staged)
         seconds = time.perf_counter() - start
-        compared = _cores(original, output, folder)
-        trial = partial(ask, planned=made.float_nodes, feeds=kept, threads=config.threads, compared=compared)
-        results = tuple(trial(engine, path, Path(output), made.graph) for engine in asked)
-        return PtqResult(
-            output=str(output),
+
+        def again(other: PtqConfig) -> Quantized:
+            return quantize(form.model, source.kept, source.kept, other, form.float_layers)[0]
+
+        def core(int8: Path) -> tuple[Path, Path] | None:
+            return _cores(self.original, int8, staged.parent)
+
+        hearing = Hearing(self.path, made, source.judged(self.judge_data), config, again, core)
+        results, advice, worst = hearing.of(staged, asked, self.output)
+        result = PtqResult(
+            output=str(staged),
             seconds=seconds,
             samples=counted.samples,
-            size_mb={"fp32": size_mb(path), "int8": size_mb(output)},
+            size_mb={"fp32": size_mb(self.path), "int8": size_mb(staged)},
             algo=config.algo,
             target=config.target,
             refined=made.refined,
             normalization_error=error,
             engines=results,
+            notes=source.notes,
+            advice=advice,
+            worst=worst,
             histograms=made.histograms,
-            tuning=None if form is None else form.to_json(),
+            tuning=None if tuned is None else tuned.to_json(),
         )
+        return result, staged
+
+    def _tuned(self, model: ir.Model, kept: Sequence[Feed], config: PtqConfig) -> Choice:
+        return choose_form(model, kept, config, self.folder, memory=self.memory, on_trial=self.on_trial)
 
 
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """What became of a model.
-
-    Attributes:
-        graph: view of the float model that was quantized.
-        float_nodes: linear nodes that stay float → reason.
-        refined: refinements that were kept.
-        histograms: of the quantized tensors.
-    """
-
-    graph: Graph
-    float_nodes: Mapping[str, str]
-    refined: tuple[str, ...] = ()
-    histograms: tuple[dict[str, Any], ...] = ()
-
-
-def _write(form: Choice, feeds: Iterable[Feed], kept: Sequence[Feed], config: PtqConfig, output: Path) -> _Made:
+def _write(form: Choice, feeds: Iterable[Feed], kept: Sequence[Feed], config: PtqConfig, output: Path) -> Made:
     """Calibrate and write the INT8 file; the float file where that was fastest."""
     if not form.int8:
         graph = graph_from_onnx(form.model, kept[0])
@@ -193,12 +271,12 @@ def _write(form: Choice, feeds: Iterable[Feed], kept: Sequence[Feed], config: Pt
         ask_precision(form.model, form.precision)
         save_model(form.model, output)
         faster = {name: f"the whole model is faster in {form.winner}" for name in plan.weights}
-        return _Made(graph, {**plan.float_nodes, **faster})
+        return Made(graph, {**plan.float_nodes, **faster})
     quantized, sketches, refined = quantize(form.model, feeds, kept, config, form.float_layers)
     save_quantized(quantized, config.rules, output, form.precision)
     slower = {name: "slower in INT8 on this engine" for name in form.float_layers}
     float_nodes = {**quantized.plan.float_nodes, **slower}
-    return _Made(quantized.graph, float_nodes, refined, histograms(quantized, sketches))
+    return Made(quantized.graph, float_nodes, refined, histograms(quantized, sketches), quantized.model)
 
 
 def quantize(
@@ -260,30 +338,6 @@ def _cores(original: ir.Model, output: str | Path, folder: Path) -> tuple[Path, 
 def _why_nothing(plan: Plan) -> str:
     reasons = sorted(set(plan.float_nodes.values()))
     return "Reasons: " + "; ".join(reasons) + "." if reasons else "It has no convolution or linear layer."
-
-
-def _feeds(
-    model: ir.Model,
-    data: Any,
-    config: PtqConfig,
-    preprocess: ImagePreprocess | Callable[[Path], np.ndarray],
-) -> tuple[Iterator[Feed], list[Feed]]:
-    """All calibration batches, and the first few of them."""
-    ports = input_ports(model)
-    if config.input_shape is not None:
-        fill_shape(ports[0], 1, config.input_shape)
-    source = calibration_feeds(
-        data,
-        ports,
-        samples=config.samples,
-        batch_size=config.batch_size,
-        preprocess=preprocess,
-        shape=config.input_shape,
-    )
-    kept = [next(source)]  # raises DataError when there is nothing
-    count = kept_batches(kept[0])
-    kept += islice(source, count - 1)
-    return chain(kept, source), kept
 
 
 class _Counted:

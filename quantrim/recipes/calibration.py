@@ -32,6 +32,20 @@ def calibration_pairs(config: Config, samples: int) -> Iterator[tuple[Tensor, Te
         yield data[number * len(data) // count]
 
 
+def validation_images(config: Config, count: int) -> list[Tensor] | None:
+    """Images of the validation set, float32 (C, H, W), spread evenly over it; None where there is none.
+
+    Args:
+        config: with a validation set, or without.
+        count: at most so many.
+    """
+    if config.spec.val_dataset is None:
+        return None
+    data = build_data(config, "val_dataset")
+    count = min(count, len(data))
+    return [data[number * len(data) // count][0] for number in range(count)] or None
+
+
 def deployed_decoder(deploy: str | Path) -> Callable[[Path], np.ndarray]:
     """Function from image file to float32 (C, H, W), as ``deploy.yaml`` says.
 

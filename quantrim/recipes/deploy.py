@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from quantrim.detection import decoder_from
 from quantrim.errors import ConfigError
 from quantrim.files import write_text
+from quantrim.judges import Judging
+from quantrim.judges.bars import level_named, task_named
 
 #: Keys of ``deploy.yaml`` that name the model's own files ("params" is PaddleSeg's).
 _FILES = ("model", "params")
@@ -68,6 +71,56 @@ def carried(model: Path, deploy: Path | None, output: Path) -> str:
         f"{output.with_name('deploy.yaml')} is another model's and was left as it is; "
         f"the images of {output.name} are prepared as {source} says."
     )
+
+
+def judging_from(
+    models: Sequence[Path], deploy: Path | None, *, task: str | None, decoder: str | None, accept: str
+) -> Judging:
+    """How a file is judged: as given, else as the ``Deploy`` section of a deploy.yaml says.
+
+    Args:
+        models: the first of them that has a deploy.yaml beside it is asked.
+        deploy: or this file.
+        task: word of a task; None to look for it.
+        decoder: YAML mapping, or a file that holds one; None to look for it.
+        accept: level that a file must reach.
+
+    Raises:
+        ConfigError: an unknown word, a decoder that can't be read, or one that does not fit.
+    """
+    level = level_named(accept)
+    told = None if decoder is None else decoder_from(_mapping(decoder))
+    if task is not None or told is not None:
+        return Judging(None if task is None else task_named(task), told, level)
+    source = next(filter(None, (deploy_of(model, deploy) for model in models)), None)
+    section = _section_of(source)
+    if "task" not in section and "decoder" not in section:
+        return Judging(accept=level)
+    found = decoder_from(section["decoder"]) if section.get("decoder") else None
+    word = section.get("task")
+    return Judging(task_named(str(word)) if word else None, found, level, source=f"as {source} says")
+
+
+def _section_of(source: Path | None) -> Mapping[str, Any]:
+    """Section ``Deploy``; nothing where a file of that name is somebody else's."""
+    try:
+        return {} if source is None else _deploy_section(source)
+    except ConfigError:
+        return {}
+
+
+def _mapping(text: str) -> Mapping[str, Any]:
+    """A YAML mapping, or that of a file."""
+    try:
+        value = yaml.safe_load(Path(text).read_text(encoding="utf-8") if Path(text).is_file() else text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"decoder {text!r}: no YAML ({error}).", field="decoder") from error
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"decoder {text!r}: no file and no mapping such as {{type: yolox, num_classes: 80}}.",
+            field="decoder",
+        )
+    return value.get("Deploy", value).get("decoder", value)
 
 
 def _deploy_section(path: Path) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
+from quantrim.checkpoints import require_numbers
 from quantrim.errors import ConfigError
 from quantrim.files import atomic_path, require_onnx_output, write_text
 from quantrim.graph.feeds import image_files
@@ -59,6 +60,7 @@ def load(config: Config, weights: str | Path | None) -> Loaded:
     model = build_model(config, data.num_classes)
     if weights is not None:
         load_trained(model, weights)
+        require_numbers(model, weights)
     return Loaded(config, model.eval(), data)
 
 

@@ -12,7 +12,7 @@ from quantrim.engines import Session
 from quantrim.errors import DataError, ModelError
 from quantrim.vision.data.datasets import Truth, VisionData
 from quantrim.vision.data.sample import Sample, classes_of
-from quantrim.vision.metrics import ConfusionMatrix, TopK
+from quantrim.vision.metrics import ConfusionMatrix, TopK, require_answers
 from quantrim.vision.views import Predict
 
 
@@ -74,7 +74,7 @@ def evaluate(
     )
     for group in sample_groups(data, count, batch_size):
         images = np.stack([sample.image.transpose(2, 0, 1) for sample, _ in group])
-        scores = predict(np.ascontiguousarray(images, np.float32))
+        scores = require_answers(predict(np.ascontiguousarray(images, np.float32)))
         _require_classes(scores, data)
         if isinstance(counter, TopK):
             counter.add(scores, np.array([truth for _, truth in group], np.int64))

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from quantrim.errors import ModelError
+
 
 @dataclass
 class ConfusionMatrix:
@@ -68,6 +70,27 @@ class ConfusionMatrix:
             "class_precision": (hit / np.maximum(predicted, 1)).tolist(),
             "class_recall": (hit / np.maximum(truth, 1)).tolist(),
         }
+
+
+def require_answers(scores: np.ndarray, seen: int = 0) -> np.ndarray:
+    """The scores, none of which is NaN: an arg max of NaN is class 0, and would be counted.
+
+    Args:
+        scores: of a batch, images first.
+        seen: images before this batch.
+
+    Raises:
+        ModelError: a score is NaN, or all scores of an image are infinite.
+    """
+    rows = scores.reshape(len(scores), -1)
+    if np.issubdtype(scores.dtype, np.floating):
+        lost = np.isnan(rows).any(axis=1) | np.isposinf(rows).any(axis=1)
+        if lost.any():
+            raise ModelError(
+                f"the model's outputs are NaN or infinite for image {seen + int(lost.argmax())}; check its "
+                "weights and the images."
+            )
+    return scores
 
 
 @dataclass

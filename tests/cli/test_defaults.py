@@ -7,7 +7,9 @@ from dataclasses import fields
 
 import pytest
 
-from quantrim.cli import OPTIONS, ptq
+from quantrim.cli import ptq
+from quantrim.cli.options import OPTIONS
+from quantrim.judges import Judging
 from quantrim.post_training import PtqConfig
 
 #: Parameters of the verb that say the same as a field in another form.
@@ -15,10 +17,16 @@ SPELLED = {"per_tensor": ("per_channel", lambda value: not value), "refine": ("r
 NAMES = {field: option.removeprefix("--").replace("-", "_") for field, option in OPTIONS.items()}
 
 
-@pytest.mark.parametrize("field", [entry.name for entry in fields(PtqConfig)])
+#: Fields of how a file is judged that the verb offers; they stand in one field of the settings.
+JUDGING = ("task", "decoder", "accept")
+
+
+@pytest.mark.parametrize(
+    "field", [*(entry.name for entry in fields(PtqConfig) if entry.name != "judging"), *JUDGING]
+)
 def test_options_of_ptq_default_to_the_fields_of_its_settings(field: str) -> None:
     parameters = inspect.signature(ptq.ptq).parameters
-    wanted = getattr(PtqConfig(), field)
+    wanted = getattr(Judging() if field in JUDGING else PtqConfig(), field)
     for name, parameter in parameters.items():
         spelled, convert = SPELLED.get(name, (name, lambda value: value))
         if field in (spelled, name) or NAMES.get(field) == name or (field, name) == ("engines", "engine"):

@@ -4,8 +4,10 @@ import pytest
 
 from quantrim.engines import installed_engines, open_session, random_inputs
 from quantrim.engines.base import LayerRun
-from quantrim.engines.bench import Latency, bench
-from quantrim.engines.verdict import Race, agreement, headline, judge, sqnr_db
+from quantrim.engines.bench import bench, interleaved
+from quantrim.engines.compare import compare
+from quantrim.engines.race import Race, pace, speedup
+from quantrim.engines.verdict import judge
 from quantrim.errors import EngineError
 from quantrim.graph import graph_from_onnx, normalize, random_feed, read_onnx
 
@@ -83,23 +85,61 @@ def test_dynamic_shapes_other_than_the_batch_must_be_given(residual_onnx):
 
 def test_agreement_of_a_model_with_itself_is_perfect(residual_onnx, images):
     session = open_session(residual_onnx, "onnxruntime")
-    (same,) = agreement(session, session, [{"image": images}])
+    (same,) = compare(session, session, [{"image": images}]).outputs
     assert (same.cosine, same.top1) == (pytest.approx(1), 1.0)
     assert same.sqnr_db >= 190
 
 
-def test_sqnr_is_in_decibel():
-    assert sqnr_db(100.0, 1.0) == pytest.approx(20)
+def raced(**medians):
+    """A race of 25 rounds with 2 % of noise around the medians."""
+    noise = np.random.default_rng(0).normal(1, 0.02, (4, 25))
+    rows = {name: median * noise[place] for place, (name, median) in enumerate(medians.items())}
+    return Race.of(rows)
 
 
-def test_the_headline_says_first_when_int8_does_not_pay(residual_onnx):
-    model = normalize(read_onnx(residual_onnx))
-    graph = graph_from_onnx(model, random_feed(model))
-    verdict = judge(graph, [], "openvino", {})
-    slow, fast = (Latency(ms, ms, ms, 0.0) for ms in (2.0, 1.0))
-    assert headline(verdict, Race(fp32=fast, bf16=None, int8=slow)).startswith("INT8 does not pay")
-    assert "Deploy BF16" in headline(verdict, Race(fp32=slow, bf16=fast, int8=slow))
-    assert "2.00x as fast" in headline(verdict, Race(fp32=slow, bf16=None, int8=fast))
+def test_the_bad_news_on_speed_comes_first():
+    assert pace(raced(fp32=1.0, int8=2.0), "X").startswith("INT8 does not pay on X")
+    assert "Deploy BF16" in pace(raced(fp32=2.0, int8=2.0, bf16=1.0), "X")
+    assert pace(raced(fp32=3.0, int8=1.0), "X").startswith("INT8 is 2.9")
+
+
+def test_a_race_that_can_tell_nothing_says_no_difference():
+    times = raced(fp32=1.0, int8=1.0)
+    assert set(times.level) == {"fp32", "int8"}
+    assert "no difference" in pace(times, "X")
+
+
+def test_the_fourth_racer_may_win():
+    times = raced(fp32=4.0, int8=2.0, bf16=3.0, int8_bf16=1.0)
+    assert (times.fastest, times.level) == ("int8_bf16", ("int8_bf16",))
+    assert pace(times, "X").startswith("INT8 with BF16 float parts is")
+    assert pace(times.without_bf16(), "X").startswith("INT8 is 1.99x")
+
+
+def test_the_interval_of_a_ratio_holds_the_truth_and_is_as_wide_as_the_noise():
+    generator = np.random.default_rng(1)
+    slow, fast = generator.lognormal(np.log(3), 0.1, 200), generator.lognormal(np.log(2), 0.1, 200)
+    found = speedup(slow, fast)
+    assert found.low < 1.5 < found.high
+    assert found.high - found.low < 0.12
+    assert found.clear
+    assert not speedup(slow, slow[::-1]).clear
+
+
+def test_racers_take_turns_in_random_order(monkeypatch):
+    order = []
+
+    class Runner:
+        def __init__(self, name):
+            self.name = name
+
+        def run(self, feed):
+            order.append(self.name)
+
+    interleaved([(Runner(name), {}) for name in "abc"], warmup=0, repeat=30)
+    rounds = [tuple(order[start : start + 3]) for start in range(0, 90, 3)]
+    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert len(set(rounds)) > 3
 
 
 @pytest.mark.parametrize("engine", ENGINES)

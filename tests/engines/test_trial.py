@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantrim.engines import trial
-from quantrim.engines.verdict import OutputAgreement
+from quantrim.judges import Judgement, OutputAgreement
 
 
 @pytest.mark.parametrize(
@@ -22,11 +22,13 @@ def test_an_engine_is_doubted_where_another_one_does_far_better(monkeypatch, her
         return engine
 
     monkeypatch.setattr(trial, "open_session", open_session)
-    monkeypatch.setattr(trial, "agreement", lambda *_: (OutputAgreement("y", 1.0, elsewhere, None),))
+    theirs = (OutputAgreement("y", 1.0, elsewhere, None),)
+    judged = Judgement("values", "", "faithful", True, (), (), theirs, 1, None)
+    monkeypatch.setattr(trial, "compare", lambda *_: judged)
     found = OutputAgreement("y", 0.5, here, None)
     text = trial._doubt("openvino", Path("f.onnx"), Path("q.onnx"), found, [{}])
     assert bool(text) is warned
     assert "openvino" not in asked
     if warned:
-        assert text.startswith("Don't deploy this file on OpenVINO")
+        assert text.startswith("it computes something else from this file than ONNX Runtime")
         assert "1.9 dB" in text or "12.0 dB" in text

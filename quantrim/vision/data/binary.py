@@ -16,7 +16,7 @@ import numpy as np
 from quantrim.errors import DataError
 from quantrim.files import atomic_path
 from quantrim.vision.data.datasets import VisionData
-from quantrim.vision.metrics import TopK
+from quantrim.vision.metrics import TopK, require_answers
 from quantrim.vision.views import Predict
 
 
@@ -109,25 +109,33 @@ def evaluate_binary(
         top1, top5, images, and where a batch was timed, images_per_second and latency_ms (of a batch).
 
     Raises:
-        DataError: a label is no class of the model.
+        DataError: a label is no class of the model, or an image holds NaN.
+        ModelError: the model answers with NaN.
     """
     counter, seconds, timed = TopK(), [], 0
     starts = range(0, len(labels), batch_size)
     for number, start in enumerate(starts[: batch_num or None]):
         batch = np.ascontiguousarray(images[start : start + batch_size])
         truth = np.asarray(labels[start : start + batch_size])
+        _require_numbers(batch, start)
         begin = time.perf_counter()
         logits = predict(batch)
         if number >= skip_batch_num:
             seconds.append(time.perf_counter() - begin)
             timed += len(batch)
-        _check_labels(logits, truth)
+        _check_labels(require_answers(logits, start), truth)
         counter.add(logits, truth)
     metrics: dict[str, Any] = {**counter.metrics(), "images": float(counter.samples)}
     if seconds:
         metrics["images_per_second"] = timed / sum(seconds)
         metrics["latency_ms"] = 1e3 * float(np.median(seconds))
     return metrics
+
+
+def _require_numbers(images: np.ndarray, seen: int) -> None:
+    lost = ~np.isfinite(images.reshape(len(images), -1)).all(axis=1)
+    if lost.any():
+        raise DataError(f"image {seen + int(lost.argmax())} of the binary data holds NaN or infinite values.")
 
 
 def _check_labels(logits: np.ndarray, labels: np.ndarray) -> None:
