@@ -22,9 +22,10 @@ from photos import crops, efficientnet_lite0
 from ptq_latency import quantize_nncf_onnx, quantize_nncf_openvino, quantize_onnxruntime
 
 from quantrim.engines import open_session
+from quantrim.engines.compare import compare as compare_sessions
 from quantrim.engines.machine import describe_machine
-from quantrim.engines.verdict import OutputAgreement, agreement
 from quantrim.files import write_json
+from quantrim.judges import OutputAgreement
 from quantrim.post_training import ptq
 
 Maker = Callable[[Path, Path, np.ndarray], Path]
@@ -58,7 +59,7 @@ def variants(thorough: bool) -> dict[str, tuple[Maker, tuple[str, ...]]]:
 def compare(float_path: Path, int8_path: Path, engine: str, images: np.ndarray) -> OutputAgreement:
     reference, candidate = open_session(float_path, engine), open_session(int8_path, engine)
     feeds = [{reference.inputs[0].name: images[i : i + 10]} for i in range(0, len(images), 10)]
-    return agreement(reference, candidate, feeds)[0]
+    return compare_sessions(reference, candidate, feeds).outputs[0]
 
 
 def main() -> None:
