@@ -16,6 +16,7 @@ import typer
 from quantrim.cli import (
     bench,
     binarize,
+    calibrate,
     compress,
     demo,
     doctor,
@@ -83,6 +84,7 @@ app.command("binarize")(binarize.binarize)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("ptq")(ptq.ptq)
+app.command("calibrate")(calibrate.calibrate)
 app.command("qat")(qat.qat)
 app.command("quant")(quant.quant)
 app.command("prune")(prune.prune)

@@ -43,7 +43,7 @@ def samples_of(data: Path, count: int) -> Any:
         data: image folder, list file, .npy or .npz, or a YAML configuration.
         count: pictures to take of a configuration's set.
     """
-    if not is_config(data):
+    if data is None or not is_config(data):
         return data
     from quantrim.recipes.calibration import calibration_pairs
     from quantrim.vision.config import load_config
@@ -51,17 +51,17 @@ def samples_of(data: Path, count: int) -> Any:
     return (image for image, _ in calibration_pairs(load_config(data), count))
 
 
-def judging_samples(data: Path, judge_data: Path | None, count: int) -> Any:
+def judging_samples(data: Path | None, judge_data: Path | None, count: int) -> Any:
     """Data to judge on: those that were named, else the validation images of a configuration; None for neither.
 
     Args:
-        data: what ``--data`` names.
+        data: what ``--data`` names; None where shards were given.
         judge_data: what ``--judge-data`` names.
         count: images to take of a configuration's set.
     """
     if judge_data is not None:
         return samples_of(judge_data, count)
-    if not is_config(data):
+    if data is None or not is_config(data):
         return None
     from quantrim.recipes.calibration import validation_images
     from quantrim.vision.config import load_config
@@ -120,7 +120,7 @@ def prepared_by(
     """One sentence that says how the calibration data were prepared.
 
     Args:
-        data: what ``--data`` names.
+        data: what ``--data`` names; None where shards were given.
         deploy: result of :func:`chosen_deploy`.
         preprocess: result of :func:`preprocess_of`.
     """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -48,9 +49,12 @@ def ptq(
     model: Annotated[Path, typer.Argument(help=".onnx file or Paddle inference model folder.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="INT8 .onnx file to write.")],
     data: Annotated[
-        Path,
+        Path | None,
         typer.Option(help="Image folder, list file, .npy or .npz arrays, or a YAML configuration."),
-    ],
+    ] = None,
+    sketches: Annotated[
+        list[Path] | None, typer.Option(help="Instead of data: a shard that `calibrate` wrote; all of them.")
+    ] = None,
     target: Annotated[str, typer.Option(help="portable, openvino, onnxruntime or tensorrt.")] = "portable",
     algo: Annotated[str, typer.Option(help="kl, mse, hist, avg, min_max, abs_max or emd.")] = "mse",
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = 100,
@@ -101,11 +105,12 @@ def ptq(
     console = console_for(json_target)
     deploy = chosen_deploy([model], deploy, mean, std, fit)
     preprocess = preprocess_of([model], deploy, mean, std, fit)
+    calibration = _calibration(data, samples, sketches)
     with _progress() as progress:
         bar = progress.add_task("calibrating", total=samples)
         result = run(
             model,
-            samples_of(data, samples),
+            calibration,
             output,
             target=target,
             algo=algo,
@@ -138,12 +143,23 @@ def ptq(
         settled()
         progress.update(bar, total=result.samples)
     show(console, result)
-    console.print(prepared_by(data, deploy, preprocess), markup=False)
+    if data is not None:
+        console.print(prepared_by(data, deploy, preprocess), markup=False)
     if result.faithful and deploy is not None and (told := carried(model, deploy, output)):
         console.print(told, markup=False)
     emit_json(result.to_json(), json_target)
     if not result.faithful:
         raise typer.Exit(UNFAITHFUL)
+
+
+def _calibration(data: Path | None, samples: int, sketches: Sequence[Path] | None) -> Any:
+    if (data is None) == (not sketches):
+        raise ConfigError("give --data, or --sketches with every shard.")
+    if data is not None:
+        return samples_of(data, samples)
+    from quantrim.post_training.shards import Sketches, load_shard
+
+    return Sketches.merge([load_shard(path) for path in sketches or ()])
 
 
 def _progress() -> Progress:

@@ -87,6 +87,7 @@ def calibration_feeds(
     preprocess: ImagePreprocess | Decode = IMAGENET,
     shape: tuple[int, ...] | None = None,
     used: int = 0,
+    shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Feed]:
     """Batches for a model from any source.
 
@@ -102,6 +103,7 @@ def calibration_feeds(
         shape: shape of the first input, where its height and width are dynamic.
         used: leave out the samples that a call with ``samples=used`` gave. An iterator that can't start again
             goes on where it stands.
+        shard: (i, n): of those samples, the i-th and every n-th behind it.
 
     Yields:
         Feeds; the last may be smaller. A model with a fixed batch gets the last sample repeated.
@@ -112,9 +114,7 @@ def calibration_feeds(
     if samples is not None and samples < 1:
         raise DataError(f"samples is {samples}; calibration needs at least one.")
     fixed = ports[0].shape[0] if ports[0].shape else None
-    arrays = _samples(source, ports, preprocess, shape, samples, used)
-    if samples is not None:
-        arrays = islice(arrays, samples)
+    arrays = _samples(source, ports, preprocess, shape, samples, used, shard)
     count = 0
     for group in _grouped(arrays, fixed or batch_size):
         count += len(group)
@@ -146,24 +146,37 @@ def _samples(
     preprocess: ImagePreprocess | Decode,
     shape: tuple[int, ...] | None,
     count: int | None,
-    used: int = 0,
+    used: int,
+    shard: tuple[int, int],
 ) -> Iterator[Feed]:
     """Single samples (without batch axis) by input name."""
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if path.suffix in (".npy", ".npz"):
-            if not path.is_file():
-                raise DataError(f"{path}: {absence(path)}")
-            return _from_rows(_load_arrays(path, ports), ports, path, used)
-        if len(ports) > 1:
-            raise DataError(f"{path}: the model has {len(ports)} inputs; give an .npz with one array each.")
-        files = image_files(path)
-        if path.is_dir():
+    first, step = shard
+    files = _files_of(source, ports)
+    if files is not None:
+        if Path(source).is_dir():
             taken = set(_spread(files, used)) if used else set()
             files = _spread([file for file in files if file not in taken], count)
         else:
-            files = files[used:]
-        return _decoded(files, ports[0], _decoder(ports[0], preprocess, shape))
+            files = files[used:][:count]
+        return _decoded(files[first::step], ports[0], _decoder(ports[0], preprocess, shape))
+    return islice(_array_samples(source, ports, used), first, count, step)
+
+
+def _files_of(source: Any, ports: Sequence[Port]) -> list[Path] | None:
+    """Images that a source names; None where it holds arrays."""
+    if not isinstance(source, str | Path) or Path(source).suffix in (".npy", ".npz"):
+        return None
+    if len(ports) > 1:
+        raise DataError(f"{source}: the model has {len(ports)} inputs; give an .npz with one array each.")
+    return image_files(Path(source))
+
+
+def _array_samples(source: Any, ports: Sequence[Port], used: int) -> Iterator[Feed]:
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not path.is_file():
+            raise DataError(f"{path}: {absence(path)}")
+        return _from_rows(_load_arrays(path, ports), ports, path, used)
     if isinstance(source, np.ndarray):
         return _from_rows({ports[0].name: source}, ports, "array", used)
     if isinstance(source, Mapping):

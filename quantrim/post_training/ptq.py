@@ -39,6 +39,7 @@ from quantrim.post_training.quantize import (
     save_quantized,
 )
 from quantrim.post_training.refine import REFINEMENTS, Refinement, equalize
+from quantrim.post_training.shards import Sketches, require_made_for
 from quantrim.post_training.source import Source
 from quantrim.post_training.tuning import Choice, choose_form
 from quantrim.ranges import Sketch
@@ -163,6 +164,8 @@ def ptq(
     require_onnx_output(output, model)
     with scratch_folder() as folder:
         path = as_onnx(model, folder, example_inputs, data)
+        if isinstance(data, Sketches):
+            require_made_for(data, path, config)
         maker = _Maker(
             path,
             read_onnx(path),
@@ -177,7 +180,7 @@ def ptq(
         )
         result, staged = maker.make(config, asked)
         mended = _mended(config, result)
-        if mended is not None and not isinstance(data, Iterator):
+        if mended is not None and not isinstance(data, Iterator | Sketches):
             other, other_staged = maker.make(mended, asked)
             if other.faithful:
                 result, staged = other, other_staged
@@ -226,7 +229,8 @@ class _Maker:
         source = Source.of(self.data, self.original, config, self.preprocess)
         normalized = normalize(self.original)
         error = prove_equal(self.original, normalized, source.kept[0])
-        counted = _Counted(source.calibration, self.on_batch)
+        sketched = isinstance(self.data, Sketches)
+        counted = self.data if sketched else _Counted(source.calibration, self.on_batch)
         tuned = self._tuned(normalized, source.kept, config) if config.tune_seconds > 0 else None
         form = tuned or Choice(normalized, Tuned(normalized))
         staged = Path(tempfile.mkdtemp(dir=self.folder)) / self.output.name
@@ -312,7 +316,10 @@ def quantize(
         if is_better(evened, plain, kept):
             model = equal
             kept_refinements.append("equalize")
-    sketches = collect(model, plan.groups, feeds, shapes=graph.shapes)
+    if isinstance(feeds, Sketches):
+        sketches = feeds.of(plan.groups)
+    else:
+        sketches = collect(model, plan.groups, feeds, shapes=graph.shapes)
     quantized = chosen(model, sketches)
     wanted: list[Refinement] = [name for name in REFINEMENTS[1:] if name in config.refinements]
     if wanted:

@@ -22,6 +22,7 @@ from quantrim.graph.feeds import (
 from quantrim.graph.ports import Feed, Port, fill_shape, input_ports
 from quantrim.post_training.config import PtqConfig
 from quantrim.post_training.samples import Samples
+from quantrim.post_training.shards import Sketches
 
 #: Bytes of the samples to judge on that are held at once.
 _JUDGED_BYTES = 4 * KEPT_BYTES
@@ -66,6 +67,8 @@ class Source:
         ports = input_ports(model)
         if config.input_shape is not None:
             fill_shape(ports[0], 1, config.input_shape)
+        if isinstance(data, Sketches):
+            return _of_sketches(data, ports, config, preprocess)
         opened = _opened(data, ports)
 
         def feeds(source: Any, count: int | None, used: int = 0) -> Iterator[Feed]:
@@ -120,6 +123,26 @@ class Judged:
 
     feeds: list[Feed]
     held_out: bool
+
+
+def _of_sketches(
+    data: Sketches,
+    ports: list[Port],
+    config: PtqConfig,
+    preprocess: ImagePreprocess | Callable[[Path], np.ndarray],
+) -> Source:
+    """The kept samples of shards; nothing is left to run, and only other data can judge."""
+
+    def rest(other: Any) -> Iterator[Feed]:
+        if other is None:
+            return iter(())
+        return calibration_feeds(
+            other, ports, samples=config.judged, batch_size=config.batch_size, preprocess=preprocess,
+            shape=config.input_shape,
+        )  # fmt: skip
+
+    kept = list(data.kept)
+    return Source(iter(()), kept, Samples(kept, keep_outliers=True), rest, config.judged)
 
 
 def _opened(data: Any, ports: list[Port]) -> Any:

@@ -80,6 +80,18 @@ class Sketch:
         if sum(codes.size for codes in self._pending) > _PENDING:
             _ = self.counts
 
+    @classmethod
+    def from_counts(cls, codes: np.ndarray, counts: np.ndarray) -> Sketch:
+        """Sketch of given counters, without extremes and samples.
+
+        Args:
+            codes: uint16[n], bfloat16 codes, each once.
+            counts: int64[n], how often each was seen.
+        """
+        sketch = cls()
+        sketch._counts[codes] = counts
+        return sketch
+
     def merge(self, other: Sketch) -> Sketch:
         """Sketch of both data sets together."""
         return Sketch(

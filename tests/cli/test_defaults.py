@@ -13,7 +13,12 @@ from quantrim.judges import Judging
 from quantrim.post_training import PtqConfig
 
 #: Parameters of the verb that say the same as a field in another form.
-SPELLED = {"per_tensor": ("per_channel", lambda value: not value), "refine": ("refinements", lambda v: (v,))}
+SPELLED = {
+    "tune": ("tune_seconds", lambda value: 60.0 if value else 0.0),
+    "tune_seconds": ("", lambda value: value),
+    "per_tensor": ("per_channel", lambda value: not value),
+    "refine": ("refinements", lambda v: (v,)),
+}
 NAMES = {field: option.removeprefix("--").replace("-", "_") for field, option in OPTIONS.items()}
 
 
