@@ -18,14 +18,22 @@ from quantrim.cli.calibration import (
     is_config,
     preprocess_of,
 )
-from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape
+from quantrim.cli.options import (
+    TUNE_SECONDS,
+    InputShapeOption,
+    ThreadsOption,
+    TuneOption,
+    TuneSecondsOption,
+    parse_shape,
+)
 from quantrim.cli.output import JsonOption, console_for, emit_json, warn_of_scatter
 from quantrim.cli.train import SetOption
+from quantrim.cli.tuning import show_trial, tuning_memory
 from quantrim.errors import ConfigError
 from quantrim.recipes.deploy import carried, deploy_of
 
 if TYPE_CHECKING:
-    from quantrim.compression import Candidate, CompressResult
+    from quantrim.compression import Candidate, CompressResult, Tuning
     from quantrim.recipes.compress import Training
     from quantrim.vision.config import Config
 
@@ -67,11 +75,19 @@ def compress(
     fit: FitOption = None,
     input_shape: InputShapeOption = None,
     threads: ThreadsOption = 1,
+    tune: TuneOption = False,
+    tune_seconds: TuneSecondsOption = TUNE_SECONDS,
+    pick: Annotated[
+        str | None,
+        typer.Option(metavar="MS|DROP", help="3.5ms: the most accurate so fast; 0.8: the fastest losing less."),
+    ] = None,
     sets: SetOption = None,
     json_target: JsonOption = None,
 ) -> None:
     """Find the fastest file of MODEL within a drop of accuracy, both measured on the engine."""
     console = console_for(json_target)
+    pick_ms, max_drop = picked(pick, max_drop)
+    tuning = tuning_of(console, tune_seconds) if tune else None
 
     def tell(candidate: Candidate) -> None:
         points = f"{candidate.points:.2f} ({0.0 - candidate.drop:+.2f})"
@@ -96,6 +112,8 @@ def compress(
             skip=skip or (),
             training=_training(config, iters, pruning_ratio, learning_rate, save_dir),
             threads=threads,
+            tuning=tuning,
+            pick_ms=pick_ms,
             on_candidate=tell,
         )
         carried_from = None if model.suffix == ".pth" else deploy_of(model, None)
@@ -116,6 +134,8 @@ def compress(
             preprocess=preprocess_of([model], deploy, mean, std, fit),
             input_shape=parse_shape(input_shape),
             threads=threads,
+            tuning=tuning,
+            pick_ms=pick_ms,
             on_candidate=tell,
         )
         carried_from = chosen_deploy([model], deploy, mean, std, fit)
@@ -123,6 +143,25 @@ def compress(
         console.print(told, markup=False)
     show(console, result)
     emit_json(result.to_json(), json_target)
+
+
+def picked(text: str | None, max_drop: float) -> tuple[float | None, float]:
+    """Milliseconds, and points that may be lost: ``3.5ms`` bounds the time, ``0.8`` the points."""
+    if text is None:
+        return None, max_drop
+    try:
+        if text.endswith("ms"):
+            return float(text.removesuffix("ms")), max_drop
+        return None, float(text)
+    except ValueError as error:
+        raise ConfigError(f"--pick {text!r} is neither a time such as 3.5ms nor points such as 0.8.") from error
+
+
+def tuning_of(console: Console, seconds: float) -> Tuning:
+    """How rewrites are looked for, and told of."""
+    from quantrim.compression import Tuning
+
+    return Tuning(seconds, tuning_memory(), lambda trial: show_trial(console, trial))
 
 
 def _training(
@@ -164,6 +203,10 @@ def show(console: Console, result: CompressResult) -> None:
             f"{one.size_mb:.2f}",
         )
     console.print(table)
+    if len(result.front) > 1:
+        console.print(
+            f"None is faster and more accurate: {', '.join(one.name for one in result.front)}.", markup=False
+        )
     for note in result.notes:
         console.print(f"[yellow]{note}[/yellow]")
     warn_of_scatter(console, scatter(one.latency_ms for one in result.candidates if one.latency_ms))

@@ -3,6 +3,7 @@
 from quantrim.compression.compress import RECIPES, Offers, compress
 from quantrim.compression.judge import Judge, agreement_judge, metric_judge
 from quantrim.compression.result import Candidate, CompressResult
+from quantrim.compression.tuning import Tuning
 from quantrim.compression.variants import Variant
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "CompressResult",
     "Judge",
     "Offers",
+    "Tuning",
     "Variant",
     "agreement_judge",
     "compress",

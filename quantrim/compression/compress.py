@@ -23,6 +23,7 @@ from quantrim.compression.judge import Judge, agreement_judge
 from quantrim.compression.result import Candidate, CompressResult, Layer
 from quantrim.compression.search import fewest_float
 from quantrim.compression.spool import Spool
+from quantrim.compression.tuning import Tuning, rewritten_model
 from quantrim.compression.variants import Variant, Variants
 from quantrim.engines import EngineName, LayerRun, Precision, Session, open_session, require_engine
 from quantrim.engines.bench import Latency, interleaved, latency
@@ -36,6 +37,7 @@ from quantrim.graph.ports import input_ports
 from quantrim.graph.session import save_model
 from quantrim.post_training import PtqConfig
 from quantrim.post_training.quantize import ranges_path
+from quantrim.rewrites.files import ask_precision, engines_have_bf16
 from quantrim.scratch import scratch_folder
 from quantrim.targets import target_named
 
@@ -73,6 +75,8 @@ def compress(
     input_shape: tuple[int, ...] | None = None,
     example_inputs: Any = None,
     threads: int = 1,
+    tuning: Tuning | None = None,
+    pick_ms: float | None = None,
     on_candidate: Callable[[Candidate], None] = lambda candidate: None,
 ) -> CompressResult:
     """Find the fastest file within a drop of accuracy, and write it.
@@ -94,6 +98,10 @@ def compress(
         input_shape: shape of the first input where axes other than the batch are dynamic.
         example_inputs: for an nn.Module: tensors to export it with.
         threads: CPU threads of the race.
+        tuning: look for rewrites that the engine runs faster, and let INT8 files race with their float parts in
+            BF16, too.
+        pick_ms: take the most accurate file that needs no more milliseconds, whatever it loses; the fastest one
+            where none is so fast.
         on_candidate: called with each candidate as soon as it is judged.
 
     Raises:
@@ -103,6 +111,8 @@ def compress(
         raise ConfigError(f"max_drop is {max_drop:g}; it counts points of accuracy, 0 to 100.")
     if not recipes:
         raise ConfigError("recipes is empty; give at least one way to choose the numbers of whole INT8.")
+    if pick_ms is not None and not pick_ms > 0:
+        raise ConfigError(f"pick_ms is {pick_ms:g}; milliseconds are positive.", field="pick_ms")
     require_engine(engine)
     require_onnx_output(output, model)
     start = time.perf_counter()
@@ -132,10 +142,13 @@ def compress(
             return Variants(float_model, rules, calibration.__iter__, kept, skip)
 
         where = _Engine(engine, threads, kept)
+        tuned, rewritten = rewritten_model(normalized, kept, engine, skip, threads, tuning, folder)
         search = _Search(found, max_drop, where, folder, on_candidate)
-        whole = search.run(source, variants_of(normalized), recipes)
+        whole = search.run(source, variants_of(tuned.model), recipes, rewritten)
         search.train(offers or Offers(), whole, variants_of, recipes)
-        entries, chosen = search.race()
+        if tuning is not None:
+            search.mix_precisions()
+        entries, chosen = search.race(pick_ms)
         verdict = search.deliver(chosen, Path(output))
     return CompressResult(
         output=str(output),
@@ -150,6 +163,7 @@ def compress(
         verdict=verdict,
         notes=notes,
         seconds=time.perf_counter() - start,
+        tuning=None if tuning is None else tuned.to_json(),
     )
 
 
@@ -231,11 +245,15 @@ class _Search:
         self.entries: list[_Entry] = []
         self.layers: list[Layer] = []
 
-    def run(self, source: Path, variants: Variants, recipes: Sequence[Variant]) -> bool:
+    def run(
+        self, source: Path, variants: Variants, recipes: Sequence[Variant], rewritten: Path | None = None
+    ) -> bool:
         """Try everything that needs no training; whether whole INT8 is within the drop."""
-        self._consider("FP32", source)
-        if self.engine.name == "openvino":
-            self._consider("BF16", source, precision="bf16")
+        for word, path in (("", source), (" rewritten", rewritten)):
+            if path is not None:
+                self._consider(f"FP32{word}", path)
+                if self.engine.name == "openvino":
+                    self._consider(f"BF16{word}", path, precision="bf16")
         files = _Files(source, variants)
         recipe, best = self._whole("INT8", files, recipes)
         gains, whole_ms = self._gains(variants, best.path)
@@ -244,6 +262,14 @@ class _Search:
         else:
             self._mixed(files, recipe, gains)
         return self._within(best)
+
+    def mix_precisions(self) -> None:
+        """Let the INT8 files within the drop compute their float parts in BF16, where the engine can."""
+        if not engines_have_bf16([self.engine.name]):
+            return
+        for entry in [one for one in self.entries if one.verdict is not None and self._within(one)]:
+            name, layers = f"{entry.candidate.name}, floats in BF16", frozenset(entry.candidate.float_layers)
+            self._consider(name, entry.path, precision="bf16", float_layers=layers, verdict=entry.verdict)
 
     def train(
         self,
@@ -346,13 +372,15 @@ class _Search:
             fewest_float(order[:-1], passes)
         self.layers = [Layer(name, noises[name], gains.get(name)) for name in variants.layers]
 
-    def race(self) -> tuple[tuple[Candidate, ...], _Entry]:
+    def race(self, pick_ms: float | None = None) -> tuple[tuple[Candidate, ...], _Entry]:
         """Time the candidates within the drop: all candidates, and the fastest of them.
+
+        With ``pick_ms`` all take part, and the most accurate one that is as fast is chosen.
 
         Each is timed alone; the fastest few then race against FP32, in turns. Of those that are equally fast
         the most accurate one is chosen.
         """
-        let_in = [entry for entry in self.entries if self._within(entry)]
+        let_in = [entry for entry in self.entries if self._within(entry) or pick_ms is not None]
         times = {id(entry): self._timed([entry], _FEWEST)[0] for entry in let_in}
         others = sorted(let_in[1:], key=lambda entry: times[id(entry)].median)[:_RACERS]
         racers = [let_in[0], *others]
@@ -361,6 +389,8 @@ class _Search:
         times |= {id(entry): one for entry, one in zip(racers, self._timed(racers, repeat), strict=True)}
         limit = _EQUAL * min(times[id(entry)].median for entry in racers)
         fastest = [entry for entry in racers if times[id(entry)].median <= limit]
+        if pick_ms is not None:
+            fastest = [entry for entry in let_in if times[id(entry)].median <= pick_ms] or fastest
         chosen = min(fastest, key=lambda entry: (entry.candidate.drop, times[id(entry)].median))
         timed = tuple(replace(one.candidate, latency_ms=times.get(id(one))) for one in self.entries)
         return timed, chosen
@@ -376,7 +406,9 @@ class _Search:
     @staticmethod
     def deliver(chosen: _Entry, output: Path) -> EngineResult | None:
         """Write the chosen file; the engine's verdict on it where it is INT8."""
-        save_model(read_onnx(chosen.path), output)
+        model = read_onnx(chosen.path)
+        ask_precision(model, chosen.candidate.precision)
+        save_model(model, output)
         if ranges_path(chosen.path).is_file():
             with atomic_path(ranges_path(output)) as temporary:
                 shutil.copyfile(ranges_path(chosen.path), temporary)

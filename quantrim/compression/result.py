@@ -68,6 +68,7 @@ class CompressResult:
         verdict: of the chosen INT8 file; None where FP32 or BF16 was chosen.
         notes: what to know before trusting the figures.
         seconds: time of everything.
+        tuning: rewrites that were tried; None where nothing was asked for.
     """
 
     output: str
@@ -82,6 +83,20 @@ class CompressResult:
     verdict: EngineResult | None
     notes: tuple[str, ...]
     seconds: float
+    tuning: dict[str, Any] | None = None
+
+    @property
+    def front(self) -> tuple[Candidate, ...]:
+        """The timed candidates that no other one beats in time and accuracy both, fastest first."""
+        timed = [
+            (one.latency_ms.median, one.drop, one) for one in self.candidates if one.latency_ms is not None
+        ]
+        timed.sort(key=lambda entry: entry[:2])
+        front: list[Candidate] = []
+        for _, drop, one in timed:
+            if not front or drop < front[-1].drop:
+                front.append(one)
+        return tuple(front)
 
     @property
     def best(self) -> Candidate:
@@ -102,7 +117,9 @@ class CompressResult:
         best, fp32, engine = self.best, self.candidates[0], NAMES[self.engine]
         if best.name == fp32.name:
             return f"FP32 stays: nothing within {self.max_drop:g} points of it is faster on {engine} here."
-        how = " Load the file with INFERENCE_PRECISION_HINT=bf16." if best.precision == "bf16" else ""
+        how = ""
+        if best.precision == "bf16":
+            how = " Load the file with INFERENCE_PRECISION_HINT=bf16, as quantrim does by itself."
         return (
             f"{best.name}: {self.speedup:.2f}x as fast as FP32 on {engine}, {self.metric} {fp32.points:.2f} to "
             f"{best.points:.2f} ({self.max_drop:g} points may be lost).{how}"
@@ -131,9 +148,12 @@ class CompressResult:
             "candidates": [_candidate(one, self.max_drop) for one in self.candidates],
             "layers": [asdict(layer) for layer in self.layers],
             "engines": [self.verdict.to_json()] if self.verdict else [],
+            "front": [one.name for one in self.front],
             "notes": list(self.notes),
             "seconds": round(self.seconds, 3),
         }
+        if self.tuning is not None:
+            value["tuning"] = self.tuning
         return value | {"machine": describe_machine().to_json()}
 
 

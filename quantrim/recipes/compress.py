@@ -10,6 +10,7 @@ from pathlib import Path
 from quantrim.compression.compress import RECIPES, Offers, compress
 from quantrim.compression.judge import Judge, metric_judge
 from quantrim.compression.result import Candidate, CompressResult
+from quantrim.compression.tuning import Tuning
 from quantrim.compression.variants import Variant
 from quantrim.engines import EngineName, Session
 from quantrim.engines.trial import EngineResult
@@ -76,6 +77,8 @@ def compress_config(
     skip: Sequence[str] = (),
     training: Training | None = None,
     threads: int = 1,
+    tuning: Tuning | None = None,
+    pick_ms: float | None = None,
     on_candidate: Callable[[Candidate], None] = lambda candidate: None,
 ) -> CompressResult:
     """:func:`quantrim.compression.compress` with a configuration's data, from an ONNX file or torch weights.
@@ -92,6 +95,8 @@ def compress_config(
         skip: globs on node names that stay float.
         training: what may be trained; needs weights.
         threads: CPU threads of the race.
+        tuning: look for rewrites that the engine runs faster.
+        pick_ms: take the most accurate file that needs no more milliseconds.
         on_candidate: called with each candidate as soon as it is judged.
 
     Raises:
@@ -108,6 +113,8 @@ def compress_config(
         recipes=recipes,
         skip=skip,
         threads=threads,
+        tuning=tuning,
+        pick_ms=pick_ms,
         on_candidate=on_candidate,
     )
     if model.suffix in (".onnx", ".pdmodel", ".json") or model.is_dir():

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from quantrim.compression import Offers, Variant, agreement_judge, compress, metric_judge
+from quantrim.compression import (
+    Candidate,
+    CompressResult,
+    Offers,
+    Variant,
+    agreement_judge,
+    compress,
+    metric_judge,
+)
 from quantrim.engines import open_session
 from quantrim.engines.bench import Latency, bench
 from quantrim.errors import ConfigError, DataError, EngineError
@@ -53,6 +61,59 @@ def outlier(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pictures():
     return np.random.default_rng(0).standard_normal((60, 3, 32, 32)).astype(np.float32)
+
+
+class Upsampled(nn.Module):
+    """A convolution and the bilinear resize behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.interpolate(self.conv(x), scale_factor=4, mode="bilinear")
+
+
+def test_rewrites_that_win_are_in_every_int8_candidate(pictures, tmp_path, monkeypatch):
+    from quantrim.compression import Tuning
+    from quantrim.rewrites import contest, tuner
+    from quantrim.rewrites.duel import Duel
+
+    monkeypatch.setattr(tuner, "_LEAST_SHARE", 0.0)
+    monkeypatch.setattr(compress_module, "_RACE_SECONDS", 0.5)
+    for module in (tuner, contest):
+        monkeypatch.setattr(module, "duel", lambda *sessions, **settings: Duel(0.5, 0.4, 0.6, 2.0, 1.0))
+    torch.manual_seed(0)
+    export_onnx(Upsampled().eval(), torch.randn(1, 3, 32, 32), tmp_path / "net.onnx")
+    result = compress(
+        tmp_path / "net.onnx", pictures, tmp_path / "best.onnx", max_drop=100, engine="onnxruntime", samples=20,
+        judged=8, recipes=(Variant("min_max", ()),), tuning=Tuning(30),
+    )  # fmt: skip
+    names = [one.name for one in result.candidates]
+    assert names[:2] == ["FP32", "FP32 rewritten"]
+    assert result.tuning["trials"][0]["rewrite"] == "resize as matmuls"
+    assert result.candidates[1].drop < 1  # the same function
+
+
+def test_the_front_holds_what_nothing_beats():
+    def timed(name, milliseconds, drop):
+        return Candidate(name, "f32", 90 - drop, drop, 1.0, latency_ms=Latency(milliseconds, 0, 0, 0))
+
+    found = (timed("fp32", 9, 0), timed("worse", 6, 2), timed("int8", 3, 1), timed("fastest", 2, 4),
+             Candidate("untimed", "f32", 90, 0, 1.0))  # fmt: skip
+    result = CompressResult("o", "openvino", "openvino", "m", 1, 5, found, "int8", (), None, (), 1.0)
+    assert [one.name for one in result.front] == ["fastest", "int8", "fp32"]
+
+
+def test_a_time_may_be_picked(outlier, pictures, tmp_path):
+    result = compress(
+        outlier, pictures, tmp_path / "best.onnx", max_drop=0, engine="onnxruntime", samples=20, judged=20,
+        recipes=(Variant("min_max"),), pick_ms=1e6,
+    )  # fmt: skip
+    assert all(one.latency_ms is not None for one in result.candidates)
+    assert result.best.drop == min(one.drop for one in result.candidates)
+    with pytest.raises(ConfigError, match="pick_ms is -1"):
+        compress(outlier, pictures, tmp_path / "best.onnx", max_drop=0, pick_ms=-1)
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
