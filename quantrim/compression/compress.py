@@ -33,6 +33,7 @@ from quantrim.files import atomic_path, require_onnx_output, size_mb
 from quantrim.graph import normalize, prove_equal, read_onnx
 from quantrim.graph.feeds import IMAGENET, ImagePreprocess, calibration_feeds, kept_batches
 from quantrim.graph.load import as_onnx
+from quantrim.graph.peek import peekable
 from quantrim.graph.ports import input_ports
 from quantrim.graph.session import save_model
 from quantrim.post_training import PtqConfig
@@ -118,7 +119,8 @@ def compress(
     start = time.perf_counter()
     with scratch_folder() as name:
         folder = Path(name)
-        source = as_onnx(model, folder, example_inputs, data)
+        data = peekable(data)
+        source = as_onnx(model, folder, example_inputs, data, input_shape)
         original = read_onnx(source)
         wanted = samples + (judged if judge is None else 0)
         feeds = calibration_feeds(

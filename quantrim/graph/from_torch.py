@@ -40,7 +40,7 @@ def export_onnx(
         module: the model; it is not changed.
         example_inputs: one tensor or several, float32, batch first.
         path: where the .onnx file goes; written atomically.
-        dynamic_batch: leave the first axis of every input open.
+        dynamic_batch: leave the first axis open, of every input whose size is that of the first input there.
         opset: ONNX opset.
         input_names: names of the inputs; "input", "input_1", ... by default.
         output_names: names of the outputs; "output", "output_1", ... by default.
@@ -61,8 +61,12 @@ def export_onnx(
     shapes = None
     given = inputs
     if dynamic_batch:  # a batch of one would be taken for a constant
-        shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
-        given = tuple(torch.cat([tensor, tensor]) if len(tensor) == 1 else tensor for tensor in inputs)
+        counts = [tensor.dim() > 0 and len(tensor) == len(inputs[0]) for tensor in inputs]
+        shapes = tuple({0: torch.export.Dim("batch")} if counted else None for counted in counts)
+        given = tuple(
+            torch.cat([tensor, tensor]) if counted and len(tensor) == 1 else tensor
+            for tensor, counted in zip(inputs, counts, strict=True)
+        )
     model = exported(
         module,
         given,
@@ -152,6 +156,11 @@ def _compare(
     worst = 0.0
     for output, got, want in zip(session.get_outputs(), session.run(None, feed), expected, strict=True):
         reference = want.numpy().astype(np.float64)
+        if not np.isfinite(reference).all():
+            raise ModelError(
+                f"output {output.name!r} of the module is NaN or infinite on the example inputs. Check the "
+                "weights and the data."
+            )
         if want.is_floating_point():
             distance = np.linalg.norm(got - reference) / max(float(np.linalg.norm(reference)), 1e-12)
         else:  # classes: near ties may fall either way

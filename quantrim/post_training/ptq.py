@@ -23,6 +23,7 @@ from quantrim.graph import graph_from_onnx, normalize, prove_equal, read_onnx
 from quantrim.graph.core import comparable, ending_at
 from quantrim.graph.feeds import IMAGENET, ImagePreprocess
 from quantrim.graph.load import as_onnx
+from quantrim.graph.peek import peekable
 from quantrim.graph.ports import Feed
 from quantrim.graph.session import save_model
 from quantrim.placement import Plan, place
@@ -163,7 +164,8 @@ def ptq(
     asked = config.asked_engines()
     require_onnx_output(output, model)
     with scratch_folder() as folder:
-        path = as_onnx(model, folder, example_inputs, data)
+        data = peekable(data)
+        path = as_onnx(model, folder, example_inputs, data, config.input_shape)
         if isinstance(data, Sketches):
             require_made_for(data, path, config)
         maker = _Maker(
