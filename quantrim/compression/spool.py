@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from quantrim.graph.ports import samples_in
+
 
 @dataclass(frozen=True, slots=True)
 class Spool:
@@ -32,7 +34,7 @@ class Spool:
             names = tuple(feed)
             paths.append(folder / f"batch_{index}.npz")
             np.savez(paths[-1], *feed.values())
-            sizes.append(len(feed[names[0]]))
+            sizes.append(samples_in(feed))
         return cls(names, tuple(paths), tuple(sizes))
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from quantrim.engines import EngineName, Precision, Session, open_session, random_inputs
 from quantrim.errors import EngineError
+from quantrim.graph.ports import samples_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def bench(
     times = interleaved(pairs, warmup=warmup, repeat=repeat)
     rows = []
     for (model, session), feed, milliseconds in zip(sessions, feeds, times, strict=True):
-        size = len(next(iter(feed.values())))
+        size = samples_in(feed)
         rate = size / np.median(milliseconds) * 1e3
         if streams > 1:
             rate = throughput(model, session, feed, streams, repeat) * size

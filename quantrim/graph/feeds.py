@@ -7,7 +7,7 @@ in a thread pool while the model runs on the batch before.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -19,8 +19,9 @@ from PIL import Image
 
 from quantrim.errors import DataError
 from quantrim.files import absence, open_regular
-from quantrim.graph.arrays import StoredArray, stored_arrays
-from quantrim.graph.ports import Feed, Port, spell
+from quantrim.graph.arrays import stored_arrays
+from quantrim.graph.items import Array, fit, named_arrays, samples_of_rows, single_samples
+from quantrim.graph.ports import Feed, Port, counting_samples, samples_in, spell
 from quantrim.images import ImageError, read_image, require_size
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
@@ -52,15 +53,23 @@ class ImagePreprocess:
         Raises:
             DataError: the file can't be decoded.
         """
+        pixels = self.pixels(path, height, width, channels).astype(np.float32)
+        mean, std = (np.asarray(v[:channels], np.float32) for v in (self.mean, self.std))
+        return np.ascontiguousarray(((pixels / 255 - mean) / std).transpose(2, 0, 1))
+
+    def pixels(self, path: Path, height: int, width: int, channels: int) -> np.ndarray:
+        """The same in its size alone: uint8 (height, width, channels), 0..255.
+
+        Raises:
+            DataError: the file can't be decoded.
+        """
         decoded = read_image(path, channels)
         picture = Image.fromarray(decoded[:, :, 0] if channels == 1 else decoded)
         try:
             fitted = self._fitted(picture, height, width)
         except ImageError as error:
             raise ImageError(error.fault, f"{path}: {error}") from error
-        pixels = np.asarray(fitted, np.float32).reshape(height, width, channels)
-        mean, std = (np.asarray(v[:channels], np.float32) for v in (self.mean, self.std))
-        return np.ascontiguousarray(((pixels / 255 - mean) / std).transpose(2, 0, 1))
+        return np.asarray(fitted, np.uint8).reshape(height, width, channels)
 
     def _fitted(self, picture: Image.Image, height: int, width: int) -> Image.Image:
         if self.fit == "stretch":
@@ -75,7 +84,6 @@ class ImagePreprocess:
 
 IMAGENET = ImagePreprocess()
 Decode = Callable[[Path], np.ndarray]
-_Array = np.ndarray | StoredArray
 
 
 def calibration_feeds(
@@ -113,22 +121,29 @@ def calibration_feeds(
     """
     if samples is not None and samples < 1:
         raise DataError(f"samples is {samples}; calibration needs at least one.")
-    fixed = ports[0].shape[0] if ports[0].shape else None
+    counted = counting_samples(ports)
+    fixed = next((port.shape[0] for port in ports if port.name in counted), None)
     arrays = _samples(source, ports, preprocess, shape, samples, used, shard)
     count = 0
-    for group in _grouped(arrays, fixed or batch_size):
+    for group in _grouped(arrays, fixed or batch_size, counted):
         count += len(group)
         group = group + [group[-1]] * ((fixed or 0) - len(group))
-        yield {port.name: np.stack([sample[port.name] for sample in group]) for port in ports}
+        yield {
+            name: np.stack([sample[name] for sample in group]) if name in counted else first
+            for name, first in group[0].items()
+        }
     if count == 0 and not used:
         raise DataError(f"{_describe(source)}: no sample found; calibration needs at least one.")
 
 
-def _grouped(items: Iterator[Feed], size: int) -> Iterator[list[Feed]]:
-    """Lists of at most ``size`` samples of equal shapes; a change of shape starts a new list."""
+def _grouped(items: Iterator[Feed], size: int, counted: Collection[str]) -> Iterator[list[Feed]]:
+    """Lists of at most ``size`` samples that fit into one batch.
+
+    A change of shape, or of an input that all samples of a batch share, starts a new list.
+    """
     group: list[Feed] = []
     for item in items:
-        if group and (len(group) == size or _shapes(group[0]) != _shapes(item)):
+        if group and (len(group) == size or not _alike(group[0], item, counted)):
             yield group
             group = []
         group.append(item)
@@ -136,8 +151,11 @@ def _grouped(items: Iterator[Feed], size: int) -> Iterator[list[Feed]]:
         yield group
 
 
-def _shapes(feed: Feed) -> list[tuple[int, ...]]:
-    return [array.shape for array in feed.values()]
+def _alike(one: Feed, other: Feed, counted: Collection[str]) -> bool:
+    return all(
+        array.shape == other[name].shape and (name in counted or np.array_equal(array, other[name]))
+        for name, array in one.items()
+    )
 
 
 def _samples(
@@ -176,11 +194,11 @@ def _array_samples(source: Any, ports: Sequence[Port], used: int) -> Iterator[Fe
         path = Path(source)
         if not path.is_file():
             raise DataError(f"{path}: {absence(path)}")
-        return _from_rows(_load_arrays(path, ports), ports, path, used)
+        return samples_of_rows(_load_arrays(path, ports), ports, path, used)
     if isinstance(source, np.ndarray):
-        return _from_rows({ports[0].name: source}, ports, "array", used)
+        return samples_of_rows({ports[0].name: source}, ports, "array", used)
     if isinstance(source, Mapping):
-        return _from_rows(dict(source), ports, "arrays", used)
+        return samples_of_rows(named_arrays(source, ports, "the data"), ports, "arrays", used)
     if isinstance(source, Iterable):
         return islice(single_samples(source, ports), used if iter(source) is not source else 0, None)
     raise DataError(f"can't read calibration data from a {type(source).__name__}.")
@@ -235,10 +253,21 @@ def _decoder(port: Port, preprocess: ImagePreprocess | Decode, shape: tuple[int,
             "e.g. 1,3,224,224.",
             field="input_shape",
         )
-    channels, height, width = (int(d or 0) for d in size[1:])
+    axes = [int(d or 0) for d in size[1:]]
+    channels_last = axes[0] not in (1, 3) and axes[2] in (1, 3)
+    height, width, channels = axes if channels_last else (*axes[1:], axes[0])
     if channels not in (1, 3):
         raise DataError(f"input {port.name!r} has {channels} channels; images have 1 or 3. Pass an .npz file.")
-    return lambda path: preprocess.image(path, height, width, channels)
+    raw = np.issubdtype(port.dtype, np.integer)  # the model prepares images itself
+
+    def decode(path: Path) -> np.ndarray:
+        if raw:
+            array = preprocess.pixels(path, height, width, channels).transpose(2, 0, 1)
+        else:
+            array = preprocess.image(path, height, width, channels)
+        return array.transpose(1, 2, 0) if channels_last else array
+
+    return decode
 
 
 def _decoded(files: Iterable[Path], port: Port, decode: Decode) -> Iterator[Feed]:
@@ -246,7 +275,7 @@ def _decoded(files: Iterable[Path], port: Port, decode: Decode) -> Iterator[Feed
     waiting: deque[Future[np.ndarray]] = deque()
 
     def ready(file: Path) -> np.ndarray:
-        return _fit(decode(file), port, f"{file} after its preprocessing")
+        return fit(decode(file), port, port.shape[1:], f"{file} after its preprocessing")
 
     with ThreadPoolExecutor(_WORKERS) as pool:
         try:
@@ -261,88 +290,11 @@ def _decoded(files: Iterable[Path], port: Port, decode: Decode) -> Iterator[Feed
                 future.cancel()
 
 
-def _load_arrays(path: Path, ports: Sequence[Port]) -> Mapping[str, _Array]:
-    arrays: Mapping[str, _Array] = stored_arrays(path)
+def _load_arrays(path: Path, ports: Sequence[Port]) -> Mapping[str, Array]:
+    arrays: Mapping[str, Array] = stored_arrays(path)
     if path.suffix == ".npy":
         return {ports[0].name: arrays[""]}
-    if all(port.name in arrays for port in ports):
-        return arrays
-    if len(ports) == 1:
-        likely = [key for key, array in arrays.items() if len(arrays) == 1 or _batch_fits(array, ports[0])]
-        if len(likely) == 1:
-            return {ports[0].name: arrays[likely[0]]}
-    missing = next(port for port in ports if port.name not in arrays)
-    held = ", ".join(f"{key} ({spell(array.shape)})" for key, array in arrays.items())
-    raise DataError(
-        f"{path}: no array named {missing.name!r}; it holds {held or 'none'}. Name the array for input "
-        f"{missing.name!r} ({spell(missing.shape)}) so."
-    )
-
-
-def _batch_fits(array: _Array, port: Port) -> bool:
-    """Whether an array can be samples of an input: labels and the like can't."""
-    return array.ndim == len(port.shape) and all(
-        wanted in (None, got) for wanted, got in zip(port.shape[1:], array.shape[1:], strict=True)
-    )
-
-
-def _from_rows(
-    arrays: Mapping[str, _Array], ports: Sequence[Port], source: object, used: int = 0
-) -> Iterator[Feed]:
-    for port in ports:
-        if port.name not in arrays or arrays[port.name].ndim == 0:
-            raise DataError(f"{source}: no samples for input {port.name!r} ({spell(port.shape)}).")
-    lengths = {port.name: len(arrays[port.name]) for port in ports}
-    if len(set(lengths.values())) > 1:
-        raise DataError(f"{source}: inputs have different numbers of samples: {lengths}.")
-    for index, rows in enumerate(zip(*(arrays[port.name] for port in ports), strict=True)):
-        if index < used:
-            continue
-        named = zip(ports, rows, strict=True)
-        yield {port.name: _fit(np.asarray(row), port, f"{source}: sample {index}") for port, row in named}
-
-
-def single_samples(source: Iterable[Any], ports: Sequence[Port]) -> Iterator[Feed]:
-    """Samples by input name, of samples or batches: an item with one axis less than the input is a sample."""
-    for index, item in enumerate(source):
-        if isinstance(item, tuple | list):  # (input, label) of a data set or loader
-            item = item[0]
-        if isinstance(item, Mapping):
-            named = {port.name: _numpy(item[port.name]) for port in ports}
-        else:
-            named = {ports[0].name: _numpy(item)}
-        if named[ports[0].name].ndim == len(ports[0].shape) - 1:
-            yield {port.name: _fit(named[port.name], port, f"sample {index}") for port in ports}
-            continue
-        for row in range(len(named[ports[0].name])):
-            yield {port.name: _fit(named[port.name][row], port, f"a row of batch {index}") for port in ports}
-
-
-def _numpy(value: Any) -> np.ndarray:
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
-
-
-def _fit(array: np.ndarray, port: Port, what: str) -> np.ndarray:
-    """The sample in the input's dtype, after its shape and values were checked."""
-    wanted = port.shape[1:]
-    fits = array.ndim == len(wanted) and all(
-        w in (None, got) for w, got in zip(wanted, array.shape, strict=True)
-    )
-    if not fits:
-        raise DataError(
-            f"{what} has shape {spell(array.shape)}, but input {port.name!r} takes "
-            f"{spell(port.shape)} (the first axis counts samples)."
-        )
-    if not np.issubdtype(array.dtype, np.number) and array.dtype != np.bool_:
-        raise DataError(f"{what} has dtype {array.dtype}; input {port.name!r} takes {port.dtype}.")
-    if np.issubdtype(array.dtype, np.integer) and np.issubdtype(port.dtype, np.floating):
-        raise DataError(
-            f"{what} has dtype {array.dtype}, but input {port.name!r} takes {port.dtype}. Apply the "
-            "model's own preprocessing (scaling, mean, std) first."
-        )
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        raise DataError(f"{what} holds NaN or infinite values (input {port.name!r}).")
-    return np.asarray(array, port.dtype)
+    return named_arrays(arrays, ports, path)
 
 
 def _describe(source: Any) -> str:
@@ -356,5 +308,5 @@ KEPT_SAMPLES, KEPT_BYTES = 32, 64_000_000
 
 def kept_batches(feed: Mapping[str, np.ndarray]) -> int:
     """Batches like this one that are kept."""
-    samples, size = len(next(iter(feed.values()))), sum(array.nbytes for array in feed.values())
+    samples, size = samples_in(feed), sum(array.nbytes for array in feed.values())
     return max(1, min(-(-KEPT_SAMPLES // samples), KEPT_BYTES // size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,27 @@ class Port:
     name: str
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
+
+
+def counting_samples(ports: Sequence[Port]) -> frozenset[str]:
+    """Names of the inputs whose first axis counts samples.
+
+    Those where it is open; in a model of fixed sizes, those of the size that the input of most axes has there.
+    Any other input, a scalar or a table that the batch shares, is fed as it is given.
+    """
+    opened = frozenset(port.name for port in ports if port.shape and port.shape[0] is None)
+    if opened:
+        return opened
+    main = max(ports, key=lambda port: len(port.shape), default=None)
+    if main is None or not main.shape:
+        return frozenset()
+    return frozenset(port.name for port in ports if port.shape and port.shape[0] == main.shape[0])
+
+
+def samples_in(feed: Feed) -> int:
+    """Samples of a batch: the length of the input of most axes."""
+    main = max(feed.values(), key=np.ndim)
+    return len(main) if np.ndim(main) else 1
 
 
 def fill_shape(port: Port, batch_size: int, shape: tuple[int, ...] | None) -> tuple[int, ...]:

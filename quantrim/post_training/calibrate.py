@@ -10,7 +10,7 @@ from itertools import chain
 import numpy as np
 import onnx_ir as ir
 
-from quantrim.graph.ports import Feed
+from quantrim.graph.ports import Feed, samples_in
 from quantrim.graph.segments import Segments
 from quantrim.placement.plan import Plan
 from quantrim.ranges import ActivationScale, Algo, Range, Sketch, activation_scale, range_of
@@ -56,7 +56,7 @@ def collect(
                     pending.result()
                 pending = pool.submit(_take_in, sketches, values)
             if on_batch is not None:
-                on_batch(len(next(iter(feed.values()))))
+                on_batch(samples_in(feed))
         if pending is not None:
             pending.result()
     return sketches

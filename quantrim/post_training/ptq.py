@@ -24,7 +24,7 @@ from quantrim.graph.core import comparable, ending_at
 from quantrim.graph.feeds import IMAGENET, ImagePreprocess
 from quantrim.graph.load import as_onnx
 from quantrim.graph.peek import peekable
-from quantrim.graph.ports import Feed
+from quantrim.graph.ports import Feed, samples_in
 from quantrim.graph.session import save_model
 from quantrim.placement import Plan, place
 from quantrim.placement.quantized import Quantized
@@ -357,7 +357,7 @@ class _Counted:
 
     def __iter__(self) -> Iterator[Feed]:
         for feed in self.feeds:
-            size = len(next(iter(feed.values())))
+            size = samples_in(feed)
             self.samples += size
             yield feed
             if self.on_batch is not None:

@@ -17,7 +17,7 @@ from quantrim.graph import Graph
 from quantrim.graph.core import core_of
 from quantrim.graph.from_onnx import constant
 from quantrim.graph.normalize import run_batches
-from quantrim.graph.ports import Feed
+from quantrim.graph.ports import Feed, samples_in
 from quantrim.graph.session import save_model
 from quantrim.placement import Plan
 from quantrim.placement.qdq import write_qdq
@@ -84,7 +84,7 @@ def is_better(one: Quantized, other: Quantized, feeds: Sequence[Mapping[str, np.
 
 def first_samples(feeds: Sequence[Feed], count: int) -> list[Feed]:
     """The first batches, as many as hold so many samples; one at least."""
-    sizes = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])
+    sizes = np.cumsum([samples_in(feed) for feed in feeds])
     return list(feeds[: int(np.searchsorted(sizes, count)) + 1])
 
 

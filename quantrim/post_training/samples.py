@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantrim.errors import DataError
-from quantrim.graph.ports import Feed
+from quantrim.graph.ports import Feed, samples_in
 
 #: A sample whose largest value is so many times what is usual for the data is an outlier; whole values of
 #: another unit, such as 0..255 among -1..1, show in its own usual value already.
@@ -135,7 +135,7 @@ class Samples:
 
 def _rows(feed: Feed) -> list[dict[str, np.ndarray]]:
     """The samples of a batch, by input; inputs that don't count samples are left away."""
-    size = len(next(iter(feed.values())))
+    size = samples_in(feed)
     return [
         {name: array[i] for name, array in feed.items() if np.ndim(array) and len(array) == size}
         for i in range(size)

@@ -17,9 +17,9 @@ from quantrim.graph.feeds import (
     ImagePreprocess,
     calibration_feeds,
     kept_batches,
-    single_samples,
 )
-from quantrim.graph.ports import Feed, Port, fill_shape, input_ports
+from quantrim.graph.items import single_samples
+from quantrim.graph.ports import Feed, Port, fill_shape, input_ports, samples_in
 from quantrim.post_training.config import PtqConfig
 from quantrim.post_training.samples import Samples
 from quantrim.post_training.shards import Sketches
@@ -101,7 +101,7 @@ class Source:
         for feed in self.samples.good(self.rest(other), told=False):
             found.append(feed)
             size += sum(array.nbytes for array in feed.values())
-            count += len(next(iter(feed.values())))
+            count += samples_in(feed)
             if size > _JUDGED_BYTES or count >= self.limit:
                 break
         return Judged(found, True) if found else Judged(self.kept, False)

@@ -199,3 +199,86 @@ def test_a_16_bit_picture_keeps_its_greys(tmp_path):
     Image.fromarray(np.full((9, 9), 32896, np.uint16)).save(tmp_path / "a.png")
     feed = next(calibration_feeds(tmp_path, [PORT], preprocess=ImagePreprocess((0, 0, 0), (1, 1, 1))))
     np.testing.assert_allclose(feed["image"], 128 / 255)
+
+
+IMAGE = Port("image", (None, 3, 8, 8), np.dtype(np.float32))
+SCALE = Port("scale", (), np.dtype(np.float32))
+TABLE = Port("table", (5, 2), np.dtype(np.float32))
+
+
+def arrays(*shape: int) -> np.ndarray:
+    return np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("ports", [(IMAGE, SCALE, TABLE), (TABLE, SCALE, IMAGE)], ids=["first", "last"])
+@pytest.mark.parametrize("form", ["samples", "batches", "rows", "rows of tables"])
+def test_inputs_without_a_batch_axis_are_fed_as_given(ports, form):
+    images, table, scale = arrays(6, 3, 8, 8), arrays(5, 2), np.float32(1.5)
+    source = {
+        "samples": [{"image": image, "table": table, "scale": scale} for image in images],
+        "batches": [{"image": images[i : i + 3], "table": table, "scale": scale} for i in (0, 3)],
+        "rows": {"image": images, "table": table, "scale": scale},
+        "rows of tables": {"image": images, "table": np.stack([table] * 6), "scale": np.full(6, scale)},
+    }[form]
+    feeds = list(calibration_feeds(source, ports, batch_size=4))
+    assert [len(feed["image"]) for feed in feeds] == [4, 2]
+    for feed in feeds:
+        assert list(feed) == [port.name for port in ports]
+        np.testing.assert_array_equal(feed["table"], table)
+        assert feed["scale"].shape == () and feed["scale"] == scale
+    np.testing.assert_array_equal(np.concatenate([feed["image"] for feed in feeds]), images)
+
+
+def test_samples_that_share_no_table_are_not_batched_together():
+    source = [{"image": arrays(3, 8, 8), "table": arrays(5, 2) + (index // 2)} for index in range(4)]
+    feeds = list(calibration_feeds(source, [IMAGE, TABLE], batch_size=4))
+    assert [len(feed["image"]) for feed in feeds] == [2, 2]
+
+
+DEPTH = Port("depth", (None, 1, 8, 8), np.dtype(np.float32))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+def test_tuples_fill_several_inputs_in_their_order(labelled, nested):
+    pair = (arrays(2, 3, 8, 8), arrays(2, 1, 8, 8))
+    item = (pair, np.arange(2)) if nested else (*pair, np.arange(2)) if labelled else pair
+    feed = next(calibration_feeds([item], [IMAGE, DEPTH]))
+    np.testing.assert_array_equal(feed["image"], pair[0])
+    np.testing.assert_array_equal(feed["depth"], pair[1])
+
+
+def test_a_dict_of_one_array_fills_the_only_input_whatever_its_name():
+    assert count(calibration_feeds([{"pixel_values": arrays(2, 3, 8, 8), "labels": np.arange(2)}], [IMAGE])) == 2
+    with pytest.raises(DataError, match="no array named 'image'"):
+        list(calibration_feeds([{"a": arrays(2, 3, 8, 8), "b": arrays(2, 3, 8, 8)}], [IMAGE]))
+
+
+@pytest.mark.parametrize("item", [arrays(2, 3, 8, 8), (arrays(2, 3, 8, 8),)])
+def test_too_few_arrays_for_the_inputs_are_one_clear_line(item):
+    with pytest.raises(DataError, match="the model has 2 inputs"):
+        list(calibration_feeds([item], [IMAGE, DEPTH]))
+
+
+BYTES = Port("x", (None, 3, 8, 12), np.dtype(np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(None, 3, 8, 12), (None, 8, 12, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_images_fill_inputs_of_bytes_and_of_channels_last(tmp_path, shape, dtype):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    plain = ImagePreprocess(mean=(0, 0, 0), std=(1, 1, 1), fit="stretch")
+    feed = next(calibration_feeds(tmp_path, [Port("x", shape, np.dtype(dtype))], preprocess=plain))
+    expected = pixels if dtype == np.uint8 else np.float32(pixels) / 255
+    expected = expected if shape[-1] == 3 else expected.transpose(2, 0, 1)
+    assert feed["x"].dtype == dtype
+    np.testing.assert_allclose(feed["x"][0], expected, atol=1e-6)
+
+
+def test_values_that_an_integer_input_cannot_hold_are_refused():
+    held = next(calibration_feeds(np.full((2, 3, 8, 12), 255, np.int64), [BYTES]))
+    assert held["x"].dtype == np.uint8 and held["x"].max() == 255
+    for values in (np.full((2, 3, 8, 12), 256), arrays(2, 3, 8, 12)):
+        with pytest.raises(DataError, match="without preprocessing"):
+            list(calibration_feeds(values, [BYTES]))
