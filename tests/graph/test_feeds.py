@@ -225,7 +225,8 @@ def test_inputs_without_a_batch_axis_are_fed_as_given(ports, form):
     for feed in feeds:
         assert list(feed) == [port.name for port in ports]
         np.testing.assert_array_equal(feed["table"], table)
-        assert feed["scale"].shape == () and feed["scale"] == scale
+        assert feed["scale"].shape == ()
+        assert feed["scale"] == scale
     np.testing.assert_array_equal(np.concatenate([feed["image"] for feed in feeds]), images)
 
 
@@ -249,7 +250,8 @@ def test_tuples_fill_several_inputs_in_their_order(labelled, nested):
 
 
 def test_a_dict_of_one_array_fills_the_only_input_whatever_its_name():
-    assert count(calibration_feeds([{"pixel_values": arrays(2, 3, 8, 8), "labels": np.arange(2)}], [IMAGE])) == 2
+    item = {"pixel_values": arrays(2, 3, 8, 8), "labels": np.arange(2)}
+    assert count(calibration_feeds([item], [IMAGE])) == 2
     with pytest.raises(DataError, match="no array named 'image'"):
         list(calibration_feeds([{"a": arrays(2, 3, 8, 8), "b": arrays(2, 3, 8, 8)}], [IMAGE]))
 
@@ -278,7 +280,8 @@ def test_images_fill_inputs_of_bytes_and_of_channels_last(tmp_path, shape, dtype
 
 def test_values_that_an_integer_input_cannot_hold_are_refused():
     held = next(calibration_feeds(np.full((2, 3, 8, 12), 255, np.int64), [BYTES]))
-    assert held["x"].dtype == np.uint8 and held["x"].max() == 255
+    assert held["x"].dtype == np.uint8
+    assert held["x"].max() == 255
     for values in (np.full((2, 3, 8, 12), 256), arrays(2, 3, 8, 12)):
         with pytest.raises(DataError, match="without preprocessing"):
             list(calibration_feeds(values, [BYTES]))
