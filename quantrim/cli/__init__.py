@@ -31,6 +31,7 @@ from quantrim.cli import (
     quant,
     report,
     serve,
+    shrink,
     train,
 )
 from quantrim.cli.options import option_of
@@ -85,6 +86,7 @@ app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("ptq")(ptq.ptq)
 app.command("calibrate")(calibrate.calibrate)
+app.command("shrink")(shrink.shrink)
 app.command("qat")(qat.qat)
 app.command("quant")(quant.quant)
 app.command("prune")(prune.prune)
