@@ -90,6 +90,8 @@ def did_you_mean(word: str, legal: Iterable[str]) -> str:
     return f"; legal: {', '.join(choices[:_SHOWN])}{more}"
 
 
+#: Characters of another library's message that a line of ours quotes.
+_LONGEST = 400
 #: Source position and signature that ONNX Runtime puts before some of its messages.
 _ORT_SOURCE = re.compile(r"/onnxruntime_src/\S+:\d+ .*?\) (?=\S)")
 
@@ -101,7 +103,8 @@ def first_line(error: BaseException) -> str:
     marker = " : "
     if text.startswith("[ONNXRuntimeError]") and text.count(marker) >= 3:
         text = text.split(marker, 3)[3]
-    return _ORT_SOURCE.sub("", text).strip()
+    text = _ORT_SOURCE.sub("", text).strip()
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
 
 
 def refusal(error: BaseException) -> str:

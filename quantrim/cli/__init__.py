@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -101,6 +102,7 @@ app.command("doctor")(doctor.doctor)
 def main() -> None:
     """Entry point: exit code 0 done, 1 failed with one clear line, 2 bad usage, 128 + n ended by signal n."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # what it warns of becomes an error of ours
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # constants that can't be folded stay nodes
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     sys.exit(_until_stopped(partial(supervised, _run) if verb in SUPERVISED else _outcome))
 

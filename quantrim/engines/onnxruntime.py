@@ -58,7 +58,7 @@ class OnnxRuntimeSession:
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised, too
         # threads that wait for the next run would take the cores from whoever's turn it is
         options.add_session_config_entry("session.force_spinning_stop", "1")
         return options

@@ -33,6 +33,7 @@ from quantrim.errors import ModelError
 from quantrim.graph.addends import fold_affine, replace, vector_addends
 from quantrim.graph.constants import new_constant
 from quantrim.graph.core import comparable, ending_at
+from quantrim.graph.faults import telling
 from quantrim.graph.folding import own_weights_before_batch_norms
 from quantrim.graph.ports import Feed, numpy_dtype
 from quantrim.graph.precision import WEIGHTED, holds_halves, require_float, widen_halves
@@ -52,7 +53,11 @@ def normalize(model: ir.Model) -> ir.Model:
     """
     require_float(model)
     require_finite(model)
-    model = model.clone()
+    with telling("be normalised", lambda: ir.serde.serialize_model(model)):
+        return _normalized(model.clone())
+
+
+def _normalized(model: ir.Model) -> ir.Model:
     if holds_halves(model):
         widen_halves(model)
     count = len(model.graph.outputs)

@@ -19,6 +19,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from quantrim.errors import ModelError, first_line
+from quantrim.graph.faults import telling
 from quantrim.graph.session import parse_onnx
 
 _OLDEST_OPSET = 13
@@ -38,9 +39,10 @@ def read_onnx(path: str | Path) -> ir.Model:
     path = Path(path)
     proto = parse_onnx(path)
     open_negative_axes(proto)
-    model = ir.serde.deserialize_model(_upgrade(proto, path))
-    model.ir_version = max(model.ir_version or 0, _OLDEST_IR)
-    common_passes.RemoveInitializersFromInputsPass()(model)
+    with telling("be read", lambda: proto, f"{path}: "):
+        model = ir.serde.deserialize_model(_upgrade(proto, path))
+        model.ir_version = max(model.ir_version or 0, _OLDEST_IR)
+        common_passes.RemoveInitializersFromInputsPass()(model)
     try:
         model.graph.sort()
     except ValueError as error:

@@ -13,6 +13,8 @@ from google.protobuf.message import DecodeError
 
 from quantrim.errors import ModelError, first_line, refusal
 from quantrim.files import absence, atomic_path
+from quantrim.graph.external import require_external_data
+from quantrim.graph.soundness import require_sound
 from quantrim.scratch import scratch_folder
 
 #: Protobuf refuses messages of 2 GiB; models near it travel through files with external data.
@@ -39,29 +41,16 @@ def parse_onnx(path: Path, *, external: bool = True) -> onnx.ModelProto:
         ) from error
     if not proto.graph.output:
         raise ModelError(f"{path}: not an ONNX file, or a truncated one: it has no outputs.")
-    _require_external_data(proto, path)
-    if external:
-        try:
+    try:
+        require_sound(proto)
+        require_external_data(proto, path.parent)
+        if external:
             onnx.load_external_data_for_model(proto, str(path.parent))
-        except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise ModelError(f"{path}: its external data can't be read: {first_line(error)}") from error
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError(f"{path}: its external data can't be read: {first_line(error)}") from error
     return proto
-
-
-def _require_external_data(proto: onnx.ModelProto, path: Path) -> None:
-    for tensor in proto.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        where = {entry.key: entry.value for entry in tensor.external_data}
-        file = path.parent / where.get("location", "")
-        if not file.is_file():
-            raise ModelError(f"{path}: its external data {file.name} are missing. Put the file beside it.")
-        needed = int(where.get("offset", 0)) + int(where.get("length", 0))
-        if file.stat().st_size < needed:
-            raise ModelError(
-                f"{path}: its external data {file.name} have {file.stat().st_size} bytes, tensor "
-                f"{tensor.name!r} ends at {needed}: a truncated copy. Copy the file again."
-            )
 
 
 def model_bytes(model: ir.Model) -> int:
@@ -73,25 +62,43 @@ def _initializers(model: ir.Model) -> Iterable[Any]:
     return (value for value in model.graph.initializers.values() if value.const_value is not None)
 
 
-def reference_session(model: ir.Model, *, threads: int | None = None) -> ort.InferenceSession:
+class ReferenceSession(ort.InferenceSession):
+    """A session whose refusals are ours."""
+
+    def run(self, output_names: Any, input_feed: Any, run_options: Any = None) -> list[Any]:
+        """Outputs in the order of the names.
+
+        Raises:
+            ModelError: a node can't compute on what it gets; ONNX Runtime's first line names it.
+            MemoryError: a node asks for more than there is.
+        """
+        try:
+            return super().run(output_names, input_feed, run_options)
+        except Exception as error:  # ONNX Runtime raises many types of its own
+            if "Failed to allocate memory" in str(error) or "bad_alloc" in str(error):
+                raise MemoryError(first_line(error)) from error
+            raise ModelError(f"ONNX Runtime can't run the model: {first_line(error)}") from error
+
+
+def reference_session(model: ir.Model, *, threads: int | None = None) -> ReferenceSession:
     """ONNX Runtime CPU session of an in-memory model.
 
     Raises:
         ModelError: ONNX Runtime refuses the model; its own first line is quoted.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised, too
     if threads is not None:
         options.intra_op_num_threads = threads
     providers = ["CPUExecutionProvider"]
     try:
         if model_bytes(model) < _PROTO_LIMIT_BYTES:
             data = ir.serde.serialize_model(model).SerializeToString()
-            return ort.InferenceSession(data, options, providers=providers)
+            return ReferenceSession(data, options, providers=providers)
         with scratch_folder() as folder:
             path = folder / "model.onnx"
             ir.save(model, path, external_data="model.onnx.data")
-            return ort.InferenceSession(str(path), options, providers=providers)
+            return ReferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime raises many types of its own
         raise ModelError(f"ONNX Runtime can't load the model: {refusal(error)}") from error
 

@@ -146,6 +146,8 @@ def _guard(graph: Graph, target: Target, node: Node) -> str | None:
         return "weight is not a constant"
     if not node.inputs:
         return "input is a constant"
+    if node.inputs[0] not in graph.shapes:
+        return "input comes out of control flow, with no shape of its own"
     return None
 
 
