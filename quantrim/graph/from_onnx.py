@@ -138,7 +138,7 @@ def _attributes(
             found[key] = value.decode() if isinstance(value, bytes) else value
     if op == "clip":
         found["low"], found["high"] = (_scalar(node, position) for position in (1, 2))
-    if op in ("add", "mul", "sub", "div") and any(name in constants for name in operands):
+    if op in ("add", "mul", "sub", "div", "concat") and any(name in constants for name in operands):
         found["constant_operand"] = True
     return found
 

@@ -35,6 +35,7 @@ from quantrim.graph.constants import new_constant
 from quantrim.graph.core import comparable, ending_at
 from quantrim.graph.faults import telling
 from quantrim.graph.folding import own_weights_before_batch_norms
+from quantrim.graph.padding import wrap_by_slices
 from quantrim.graph.ports import Feed, numpy_dtype
 from quantrim.graph.precision import WEIGHTED, holds_halves, require_float, widen_halves
 from quantrim.graph.session import reference_session
@@ -63,6 +64,7 @@ def _normalized(model: ir.Model) -> ir.Model:
     count = len(model.graph.outputs)
     _return_also(model, comparable(model))  # so that they are there to be compared, under their names
     onnxscript.optimizer.optimize(model, onnx_shape_inference=True)
+    wrap_by_slices(model)
     own_weights_before_batch_norms(model)
     model = onnxscript.rewriter.rewrite(model, pattern_rewrite_rules=_rules(model))
     pools_from_means(model)

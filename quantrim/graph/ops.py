@@ -70,8 +70,8 @@ def _op(name: str, onnx: str = "", torch: str = "", facts: str = "") -> Op:
 _MOVES = "moves exact keeps_sign bounded near"
 _HIDDEN_PRODUCTS = (
     "multi_head_attention_forward flex_attention einsum tensordot addmm addbmm baddbmm addmv addr mv dot vdot "
-    "inner outer ger kron chain_matmul multi_dot bilinear cdist conv_tbc deform_conv2d lstm gru rnn_tanh "
-    "rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
+    "inner outer ger kron chain_matmul multi_dot bilinear cdist conv_tbc deform_conv2d "
+    "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
 )
 
 OPS = {op.name: op for op in (
@@ -82,6 +82,8 @@ OPS = {op.name: op for op in (
     _op("matmul", "", "matmul mm bmm rmatmul", "product smooth"),
     _op("einsum", "Einsum"),
     _op("scaled_dot_product_attention", "", "", "smooth hidden_product"),
+    _op("recurrent", "LSTM GRU RNN", "lstm gru rnn_tanh rnn_relu", "hidden_product"),
+    _op("grid_sample", "GridSample", "grid_sample grid_sampler"),
     *(_op(name, "", "", "hidden_product") for name in _HIDDEN_PRODUCTS.split()),
     _op("batch_norm", "BatchNormalization", "batch_norm", "smooth result_unused"),
     _op("layer_norm", "LayerNormalization", "layer_norm", "smooth"),

@@ -17,12 +17,12 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
 from quantrim.errors import ConfigError, did_you_mean
-from quantrim.graph.ops import EXACT_OPS, LINEAR_OPS, PRODUCT_OPS
+from quantrim.graph.ops import EXACT_OPS, LINEAR_OPS, PRODUCT_OPS, having
 from quantrim.graph.view import Graph, Node
 from quantrim.placement.plan import Plan, WeightQuantization
 from quantrim.targets.base import Target
@@ -229,13 +229,15 @@ def _quantized_tensors(
     for. Any other tensor is read quantized by INT8 ops alone.
     """
     names = {node.name for node in int8}
+    misread = _misread(graph, target, names)
     float_reads = _fused_residual_reads(graph, int8) if target.residual == "identity" else set()
     tensors = {t for node in int8 for t in node.inputs if (node.name, t) not in float_reads}
     for node in int8:
         if node.op in target.needs_output or (target.needs_output and not _is_seed(node)):
-            tensors.update(_results(graph, target, node))
+            tensors.update(t for t in _results(graph, target, node) if t not in misread)
     tensors = {t for t in tensors if t in graph.shapes}
     returned = {t for t in tensors if target.needs_output and t in makers and makers[t].name in names}
+    returned -= misread
     on_grid = _on_grid(target, int8, tensors) if target.carries_codes else set()
     reads = {
         (reader.name, tensor)
@@ -244,6 +246,26 @@ def _quantized_tensors(
         if (tensor in returned or reader.name in names) and (reader.name, tensor) not in float_reads
     }
     return tensors, returned, reads
+
+
+def _misread(graph: Graph, target: Target, int8: Container[str]) -> set[str]:
+    """Tensors that a float op which the engine gets wrong behind a quantizer reads, as they are or moved."""
+    if not target.misread:
+        return set()
+    constant: set[str] = set()  # computed from nothing but constants and shapes
+    for node in graph.nodes:
+        if node.kind == "Shape" or constant.issuperset(node.inputs):
+            constant.update(node.outputs)
+    found: set[str] = set()
+    for node in reversed(graph.nodes):
+        if node.name in int8:
+            continue
+        wrong = node.op in target.misread
+        if node.op == "concat":
+            wrong &= bool(node.attributes.get("constant_operand")) or not constant.isdisjoint(node.inputs)
+        if wrong or (node.op in having("moves") and not found.isdisjoint(node.outputs)):
+            found.update(node.inputs)
+    return found - constant
 
 
 def _on_grid(target: Target, int8: list[Node], tensors: set[str]) -> set[str]:

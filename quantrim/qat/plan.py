@@ -217,7 +217,7 @@ def _float_calls(run: Trace, plan: Plan) -> dict[str, str]:
     found = dict(plan.float_nodes)
     for node in run.graph.nodes:
         if node.op in having("hidden_product") and node.name not in plan.int8_nodes:
-            found.setdefault(node.name, f"quantrim doesn't quantize {node.op}")
+            found.setdefault(node.name, f"quantrim doesn't quantize {node.kind}")
     found |= dict.fromkeys(sorted(run.constant), "input is a constant")
     return found | dict(run.opaque)
 

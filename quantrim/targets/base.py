@@ -31,6 +31,8 @@ class Target:
             being fused into the convolution that makes it.
         bias: "int32" with scale s_x * s_w, or "float".
         int8_matmul: products of two activations run INT8.
+        misread: ops behind which an engine computes something else where they read, in float, a quantizer's
+            result as it is or moved; a concat only where one of its operands is a constant.
         notes: where each rule was seen: rule → engine version and source.
     """
 
@@ -49,6 +51,7 @@ class Target:
     bias: Literal["int32", "float"]
     int8_matmul: bool
     notes: Mapping[str, str]
+    misread: frozenset[str] = frozenset()
 
     @property
     def runs_int8(self) -> frozenset[str]:

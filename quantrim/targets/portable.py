@@ -17,7 +17,9 @@ PORTABLE = Target(
     residual="both",
     bias="int32",
     int8_matmul=False,
+    misread=ops("concat recurrent grid_sample"),
     notes={
+        "misread": "OpenVINO 2026.4 loses the bias of the convolution before the quantizer",
         "needs_output": "ONNX Runtime 1.31 needs it; OpenVINO 2026.4 folds it into the convolution unless a "
         "float function follows",
         "compute": "what both engines have INT8 kernels for; ONNX Runtime has none for ConvTranspose",

@@ -8,6 +8,7 @@ its sign to the codes.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from quantrim.graph.session import save_model
 from quantrim.placement import Plan, WeightQuantization
 from quantrim.placement.qdq import write_qdq
 from quantrim.qat.export.agreement import CodeAgreement, agreement
+from quantrim.qat.export.engines import EngineAgreement, ask_engines, require_one
 from quantrim.qat.export.labels import (
     DOMAIN,
     Mark,
@@ -58,6 +60,7 @@ class ExportResult:
         agreement: comparison with the module, layer by layer, on the example.
         tensors: tensor of the file → tensor of the trace, for each quantized one.
         float_model: the same graph in float, with the trained weights.
+        engines: the file on each installed engine of the target, beside the module's plain evaluation.
     """
 
     path: Path
@@ -66,6 +69,7 @@ class ExportResult:
     agreement: CodeAgreement
     tensors: Mapping[str, str]
     float_model: ir.Model = field(repr=False)
+    engines: tuple[EngineAgreement, ...] = ()
 
 
 def export_int8(
@@ -98,9 +102,22 @@ def export_int8(
     quantized.opset_imports.pop(DOMAIN, None)
     compared = agreement(live, quantized, found.tensors, trained, args, kwargs)
     _require_agreement(compared, path)
-    save_model(quantized, path)
+    answers = _save_asked(live, quantized, Path(path), args, kwargs)
     model.opset_imports.pop(DOMAIN, None)
-    return ExportResult(Path(path), size_mb(path), plan, compared, found.tensors, model)
+    return ExportResult(Path(path), size_mb(path), plan, compared, found.tensors, model, answers)
+
+
+def _save_asked(
+    live: LiveModule, model: ir.Model, path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[EngineAgreement, ...]:
+    """Write a file once the engines of its target have computed it; the old one stays until then."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / path.name
+        save_model(model, trial)
+        answers = ask_engines(live, trial, args, kwargs)
+    require_one(answers, path)
+    save_model(model, path)
+    return answers
 
 
 def _require_agreement(compared: CodeAgreement, path: str | Path) -> None:
