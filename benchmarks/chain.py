@@ -20,8 +20,9 @@ from quantrim.engines.machine import describe_machine
 from quantrim.graph.from_torch import export_onnx
 from quantrim.post_training import ptq
 from quantrim.recipes.calibration import calibration_pairs
+from quantrim.recipes.loading import load
 from quantrim.recipes.prune import PruneRecipe, prune_config
-from quantrim.recipes.runs import best_key, load
+from quantrim.recipes.runs import best_key
 from quantrim.vision.config import load_config
 from quantrim.vision.evaluate import engine_predictor, evaluate
 from quantrim.vision.train import TrainSettings

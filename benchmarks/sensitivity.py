@@ -24,8 +24,9 @@ from quantrim.engines.machine import describe_machine
 from quantrim.files import write_json
 from quantrim.pruning import Job, Probe, measure, recalibrate_batch_norm, score, survey
 from quantrim.pruning.surgery import remove
+from quantrim.recipes.loading import load
 from quantrim.recipes.prune import probe_of
-from quantrim.recipes.runs import best_key, load, validation
+from quantrim.recipes.runs import best_key, validation
 from quantrim.vision.config import load_config
 
 RATIOS = tuple(round(0.1 * step, 1) for step in range(1, 10))

@@ -24,6 +24,7 @@ from quantrim.cli import (
     evaluate,
     example,
     export,
+    infer,
     inspect,
     predict,
     prune,
@@ -35,7 +36,7 @@ from quantrim.cli import (
     shrink,
     train,
 )
-from quantrim.cli.options import option_of
+from quantrim.cli.options import Command, option_of
 from quantrim.cli.supervise import SUPERVISED, stopping, supervised
 from quantrim.errors import QuantrimError
 
@@ -78,25 +79,33 @@ def _common(
     """Quantize and trim vision models, verified on the engine that runs them."""
 
 
-app.command("demo")(demo.demo)
-app.command("example")(example.example)
-app.command("train")(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("binarize")(binarize.binarize)
-app.command("predict")(predict.predict)
-app.command("export")(export.export)
-app.command("ptq")(ptq.ptq)
-app.command("calibrate")(calibrate.calibrate)
-app.command("shrink")(shrink.shrink)
-app.command("qat")(qat.qat)
-app.command("quant")(quant.quant)
-app.command("prune")(prune.prune)
-app.command("compress")(compress.compress)
-app.command("inspect")(inspect.inspect)
-app.command("bench")(bench.bench)
-app.command("report")(report.report)
-app.command("serve")(serve.serve)
-app.command("doctor")(doctor.doctor)
+#: Every verb; two are PaddleSeg's names for what evaluate and export do with weights of qat.
+VERBS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "example": example.example,
+    "train": train.train,
+    "evaluate": evaluate.evaluate,
+    "qat-val": evaluate.evaluate,
+    "binarize": binarize.binarize,
+    "predict": predict.predict,
+    "infer": infer.infer,
+    "export": export.export,
+    "qat-export": export.export,
+    "ptq": ptq.ptq,
+    "calibrate": calibrate.calibrate,
+    "shrink": shrink.shrink,
+    "qat": qat.qat,
+    "quant": quant.quant,
+    "prune": prune.prune,
+    "compress": compress.compress,
+    "inspect": inspect.inspect,
+    "bench": bench.bench,
+    "report": report.report,
+    "serve": serve.serve,
+    "doctor": doctor.doctor,
+}
+for _name, _verb in VERBS.items():
+    app.command(_name, cls=Command, hidden=_name in ("qat-val", "qat-export"))(_verb)
 
 
 def main() -> None:

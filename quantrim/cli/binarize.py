@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from quantrim.cli.options import ConfigOption, SetOption, TrustOption
 from quantrim.cli.output import JsonOption, console_for, emit_json
-from quantrim.cli.train import ConfigOption, SetOption
 
 
 def binarize(
@@ -17,6 +17,7 @@ def binarize(
     split: Annotated[Literal["val", "train"], typer.Option(help="Which data set.")] = "val",
     limit: Annotated[int | None, typer.Option(min=1, help="Write the first so many pictures.")] = None,
     sets: SetOption = None,
+    trust_code: TrustOption = False,
     json_target: JsonOption = None,
 ) -> None:
     """Write a classification set as int64 N, float32 images (C, H, W), int64 labels.
@@ -27,7 +28,7 @@ def binarize(
     from quantrim.vision.config import build_data, load_config
     from quantrim.vision.data.binary import write_binary
 
-    data = build_data(load_config(config, sets or ()), f"{split}_dataset")
+    data = build_data(load_config(config, sets or (), trust_code=trust_code), f"{split}_dataset")
     shape = write_binary(output, data, limit)
     size = size_mb(output)
     console_for(json_target).print(f"{output}: {shape[0]} images of {shape[1:]}, {size:.1f} MB")

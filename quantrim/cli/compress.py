@@ -21,13 +21,15 @@ from quantrim.cli.calibration import (
 from quantrim.cli.options import (
     TUNE_SECONDS,
     InputShapeOption,
+    SeedOption,
+    SetOption,
     ThreadsOption,
+    TrustOption,
     TuneOption,
     TuneSecondsOption,
     parse_shape,
 )
 from quantrim.cli.output import JsonOption, console_for, emit_json, warn_of_scatter
-from quantrim.cli.train import SetOption
 from quantrim.cli.tuning import show_trial, tuning_memory
 from quantrim.errors import ConfigError
 from quantrim.recipes.deploy import carried, deploy_of
@@ -81,7 +83,9 @@ def compress(
         str | None,
         typer.Option(metavar="MS|DROP", help="3.5ms: the most accurate so fast; 0.8: the fastest losing less."),
     ] = None,
+    seed: SeedOption = None,
     sets: SetOption = None,
+    trust_code: TrustOption = False,
     json_target: JsonOption = None,
 ) -> None:
     """Find the fastest file of MODEL within a drop of accuracy, both measured on the engine."""
@@ -100,7 +104,7 @@ def compress(
 
         if given or input_shape is not None:
             raise ConfigError(f"{data} says how images are prepared; leave --deploy, --mean, ... away.")
-        config = load_config(data, sets or ())
+        config = load_config(data, sets or (), trust_code=trust_code)
         result = compress_config(
             config,
             model,
@@ -110,7 +114,7 @@ def compress(
             samples=samples,
             judged=images,
             skip=skip or (),
-            training=_training(config, iters, pruning_ratio, learning_rate, save_dir),
+            training=_training(config, iters, pruning_ratio, learning_rate, save_dir, seed),
             threads=threads,
             tuning=tuning,
             pick_ms=pick_ms,
@@ -165,7 +169,12 @@ def tuning_of(console: Console, seconds: float) -> Tuning:
 
 
 def _training(
-    config: Config, iters: int, ratios: list[float] | None, learning_rate: float | None, save_dir: Path
+    config: Config,
+    iters: int,
+    ratios: list[float] | None,
+    learning_rate: float | None,
+    save_dir: Path,
+    seed: int | None,
 ) -> Training | None:
     """What may be trained; None for nothing."""
     from quantrim.recipes.compress import Training
@@ -176,7 +185,9 @@ def _training(
         if ratios or learning_rate is not None:
             raise ConfigError("--pruning-ratio and --learning-rate need --iters; nothing is trained without.")
         return None
-    settings = TrainSettings(iters, config.batch_size, max(1, iters // 4), best_key=best_key(config))
+    settings = TrainSettings(
+        iters, config.batch_size, max(1, iters // 4), seed=seed or config.seed, best_key=best_key(config)
+    )
     return Training(settings, tuple(sorted(ratios or ())), learning_rate, save_dir)
 
 

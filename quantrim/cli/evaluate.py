@@ -7,9 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantrim.cli.options import InputShapeOption, parse_floats, parse_shape
+from quantrim.cli.options import (
+    AllThreadsOption,
+    AugmentedOption,
+    CropSizeOption,
+    DeviceOption,
+    EngineOption,
+    FlipOption,
+    FlipVerticalOption,
+    InputShapeOption,
+    ModelOption,
+    ScalesOption,
+    SetOption,
+    SlideOption,
+    StrideOption,
+    TrustOption,
+    WeightsOption,
+    parse_floats,
+    parse_pair,
+    parse_shape,
+    read_config,
+    require_cpu,
+)
 from quantrim.cli.output import JsonOption, console_for, emit_json
-from quantrim.cli.train import SetOption
 from quantrim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,33 +37,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from quantrim.recipes.runs import Loaded
+    from quantrim.recipes.loading import Loaded
     from quantrim.vision.config import Config
     from quantrim.vision.views import Predict, Views
-
-WeightsOption = Annotated[Path | None, typer.Option("--weights", "--model-path", help="torch weights.")]
-ModelOption = Annotated[
-    Path | None, typer.Option("--model", "--infer-model", help=".onnx file, run on --engine.")
-]
-EngineOption = Annotated[str, typer.Option(help="openvino, onnxruntime or tensorrt.")]
-AllThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads of the engine; all cores by default.")
-]
-ScalesOption = Annotated[
-    str | None, typer.Option(help="Scales whose predictions are joined, e.g. 0.75,1,1.25.")
-]
-FlipOption = Annotated[
-    bool | None, typer.Option("--flip/--no-flip", "--flip-horizontal", help="Also mirrored left and right.")
-]
-FlipVerticalOption = Annotated[
-    bool | None, typer.Option("--flip-vertical/--no-flip-vertical", help="Also mirrored top and bottom.")
-]
-CropSizeOption = Annotated[
-    str | None, typer.Option("--crop-size", metavar="W,H", help="Slide a window of this size.")
-]
-StrideOption = Annotated[
-    str | None, typer.Option("--stride", metavar="W,H", help="Steps of the window; 2/3 of it by default.")
-]
 
 
 def views_from(
@@ -53,35 +49,39 @@ def views_from(
     flip_vertical: bool | None,
     crop_size: str | None,
     stride: str | None,
+    is_slide: bool = False,
 ) -> Views:
     """Views of the configuration's ``test_config``, changed by the options that were given."""
     from quantrim.vision.views import views_of
 
+    if is_slide and crop_size is None:
+        raise ConfigError("--is-slide needs --crop-size, the size of the window.")
     return views_of(config).changed(
         scales=None if scales is None else parse_floats(scales, "--scales"),
         flip_horizontal=flip,
         flip_vertical=flip_vertical,
-        crop_size=_pair(crop_size, "--crop-size"),
-        stride=_pair(stride, "--stride"),
+        crop_size=parse_pair(crop_size, "--crop-size"),
+        stride=parse_pair(stride, "--stride"),
     )
 
 
-def _pair(text: str | None, option: str) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    values = parse_floats(text, option)
-    if len(values) != 2 or any(value < 1 or value != int(value) for value in values):
-        raise ConfigError(f"{option} {text!r} is no width and height such as 512,512.")
-    return int(values[0]), int(values[1])
-
-
-def predictor_of(loaded: Loaded, model: Path | None, engine: str, threads: int | None = None) -> Predict:
+def predictor_of(
+    loaded: Loaded, model: Path | None, engine: str, threads: int | None = None, device: str = "auto"
+) -> Predict:
     """The file on its engine, or else the weights."""
     from quantrim.engines import open_session
+    from quantrim.graph.load import model_in_folder
     from quantrim.vision.evaluate import engine_predictor, torch_predictor
 
     if model is None:
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
         return torch_predictor(loaded.model)
+    if engine != "tensorrt":
+        require_cpu(device, f"{engine} here")
+    model = model_in_folder(model)
     return engine_predictor(open_session(model, engine, threads=threads))
 
 
@@ -91,12 +91,16 @@ def evaluate(
     model: ModelOption = None,
     engine: EngineOption = "openvino",
     batch_size: Annotated[int | None, typer.Option(min=1, help="8 by default; 50 with --binary.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many pictures.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use so many images: the first ones.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="With --limit: images drawn at random.")] = None,
+    device: DeviceOption = "auto",
     scales: ScalesOption = None,
     flip: FlipOption = None,
     flip_vertical: FlipVerticalOption = None,
     crop_size: CropSizeOption = None,
     stride: StrideOption = None,
+    aug_eval: AugmentedOption = False,
+    is_slide: SlideOption = False,
     binary: Annotated[
         Path | None,
         typer.Option(
@@ -108,6 +112,7 @@ def evaluate(
     batch_num: Annotated[int, typer.Option(min=0, help="With --binary: batches to use; 0 for all.")] = 0,
     threads: AllThreadsOption = None,
     sets: SetOption = None,
+    trust_code: TrustOption = False,
     json_target: JsonOption = None,
 ) -> None:
     """Evaluate torch weights, or an ONNX file on an engine, on a validation set or on binary data."""
@@ -122,14 +127,13 @@ def evaluate(
             raise ConfigError("give --config, or --binary with --model.")
         if (weights is None) == (model is None):
             raise ConfigError("give either --weights or --model.")
-        from quantrim.recipes.runs import load
-        from quantrim.vision.config import load_config
+        from quantrim.recipes.loading import load
         from quantrim.vision.evaluate import evaluate as run
 
-        loaded = load(load_config(config, sets or ()), weights)
-        views = views_from(loaded.config, scales, flip, flip_vertical, crop_size, stride)
-        predict = views.of(predictor_of(loaded, model, engine, threads))
-        metrics = run(predict, loaded.data, batch_size=batch_size or 8, limit=limit)
+        loaded = load(read_config(config, sets, trust_code), weights, device)
+        views = views_from(loaded.config, scales, flip, flip_vertical, crop_size, stride, is_slide)
+        predict = views.of(predictor_of(loaded, model, engine, threads, device))
+        metrics = run(predict, loaded.data, batch_size=batch_size or 8, limit=limit, seed=seed)
     show_metrics(console_for(json_target), metrics)
     emit_json({"command": "evaluate", "model": str(model or weights), "metrics": metrics}, json_target)
 
@@ -154,9 +158,11 @@ def _on_binary(
     batch_num: int,
 ) -> dict[str, Any]:
     from quantrim.engines import open_session
+    from quantrim.graph.load import model_in_folder
     from quantrim.vision.data.binary import evaluate_binary, read_binary
     from quantrim.vision.evaluate import engine_predictor
 
+    model = model_in_folder(model)
     session = open_session(model, engine, threads=threads)
     shape = parse_shape(input_shape) or session.inputs[0].shape
     if len(shape) != 4 or any(size is None for size in shape[1:]):

@@ -9,21 +9,30 @@ import typer
 
 from quantrim.cli.options import (
     TUNE_SECONDS,
+    ConfigOption,
+    DeviceOption,
     InputShapeOption,
+    SetOption,
     ThreadsOption,
+    TrustOption,
     TuneOption,
     TuneSecondsOption,
+    WeightsOption,
     parse_shape,
+    read_config,
 )
 from quantrim.cli.output import JsonOption, console_for, emit_json
-from quantrim.cli.train import ConfigOption, SetOption
 from quantrim.cli.tuning import tuned_file
+from quantrim.errors import ConfigError
 
 
 def export(
     config: ConfigOption,
-    weights: Annotated[Path, typer.Option("--weights", "--model-path", help="torch weights.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help=".onnx file; deploy.yaml goes beside it.")],
+    weights: WeightsOption = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help=".onnx file; deploy.yaml goes beside it.")
+    ] = None,
+    save_dir: Annotated[Path | None, typer.Option(help="Instead: folder for model.onnx.")] = None,
     input_shape: InputShapeOption = None,
     output_op: Annotated[str, typer.Option(help="none, argmax or softmax behind the logits.")] = "none",
     tune: TuneOption = False,
@@ -32,25 +41,40 @@ def export(
         list[str] | None, typer.Option(help="With --tune: engine to be fast on; those installed.")
     ] = None,
     threads: ThreadsOption = 1,
+    without_argmax: Annotated[bool, typer.Option("--without-argmax", help="The same as none.")] = False,
+    with_softmax: Annotated[bool, typer.Option("--with-softmax", help="The same as softmax.")] = False,
+    opset: Annotated[int, typer.Option(help="ONNX opset.")] = 18,
+    device: DeviceOption = "auto",
     sets: SetOption = None,
+    trust_code: TrustOption = False,
     json_target: JsonOption = None,
 ) -> None:
-    """Export FP32 weights to ONNX and compare the file with torch; --input-shape fixes the shape."""
-    from quantrim.files import size_mb
-    from quantrim.recipes.runs import export as run
-    from quantrim.recipes.runs import load
-    from quantrim.vision.config import load_config
+    """Export weights to ONNX and compare the file with torch; weights of qat become an INT8 file.
 
-    loaded = load(load_config(config, sets or ()), weights)
-    difference = run(loaded, output, shape=parse_shape(input_shape), output_op=output_op)
+    The data set need not be on this disk; --input-shape fixes the shape.
+    """
+    from quantrim.files import size_mb
+    from quantrim.recipes.loading import load
+    from quantrim.recipes.runs import export as run
+
+    if (output is None) == (save_dir is None):
+        raise ConfigError("give either --output or --save-dir.")
+    if weights is None:
+        raise ConfigError("--weights is missing: the torch weights to export.", field="weights")
+    if (without_argmax or with_softmax) and output_op != "none":
+        raise ConfigError("--output-op says what stands behind the logits; leave the other switches away.")
+    path = output or (save_dir or Path()) / "model.onnx"
+    loaded = load(read_config(config, sets, trust_code), weights, device)
+    operation = "softmax" if with_softmax else output_op
+    difference = run(loaded, path, shape=parse_shape(input_shape), output_op=operation, opset=opset)
     console = console_for(json_target)
     tuning = None
     if tune:
-        tuning = tuned_file(console, output, engine, parse_shape(input_shape), threads, tune_seconds)
-    size = size_mb(output)
+        tuning = tuned_file(console, path, engine, parse_shape(input_shape), threads, tune_seconds)
+    size = size_mb(path)
     console.print(
-        f"{output}: {size:.2f} MB, largest difference from torch {difference:.1e}; "
-        f"{output.with_name('deploy.yaml')}: how its images are prepared"
+        f"{path}: {size:.2f} MB, largest difference from torch {difference:.1e}; "
+        f"{path.with_name('deploy.yaml')}: how its images are prepared"
     )
-    result = {"command": "export", "output": str(output), "size_mb": size, "difference": difference}
+    result = {"command": "export", "output": str(path), "size_mb": size, "difference": difference}
     emit_json(result if tuning is None else result | {"tuning": tuning}, json_target)

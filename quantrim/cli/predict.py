@@ -1,4 +1,4 @@
-"""``quantrim predict``: pictures in, overlays or class names out."""
+"""``quantrim predict``: predictions of images by a configuration's weights, or by a file on an engine."""
 
 from __future__ import annotations
 
@@ -7,67 +7,91 @@ from typing import Annotated, Any
 
 import typer
 
-from quantrim.cli.evaluate import (
+from quantrim.cli.evaluate import predictor_of, views_from
+from quantrim.cli.options import (
+    AllThreadsOption,
+    AugmentedOption,
+    ConfigOption,
     CropSizeOption,
+    DeviceOption,
     EngineOption,
     FlipOption,
     FlipVerticalOption,
     ModelOption,
     ScalesOption,
+    SetOption,
+    SlideOption,
     StrideOption,
+    TrustOption,
     WeightsOption,
-    predictor_of,
-    views_from,
+    parse_floats,
+    read_config,
 )
 from quantrim.cli.output import JsonOption, console_for, emit_json
-from quantrim.cli.train import ConfigOption, SetOption
 from quantrim.errors import ConfigError
+
+ImagesOption = Annotated[Path, typer.Option("--images", "--image-path", help="Image, folder, or list file.")]
+PredictionsOption = Annotated[Path, typer.Option("--save-dir", help="Where images of predictions go.")]
+ColorOption = Annotated[
+    str | None,
+    typer.Option("--custom-color", metavar="R,G,B,...", help="Colours of the classes, 0 to 255."),
+]
 
 
 def predict(
     config: ConfigOption,
-    images: Annotated[Path, typer.Option("--images", "--image-path", help="Picture, folder, or list file.")],
+    images: ImagesOption,
     weights: WeightsOption = None,
     model: ModelOption = None,
     engine: EngineOption = "openvino",
-    save_dir: Annotated[Path, typer.Option(help="Where the pictures of segmentation go.")] = Path(
-        "output/result"
-    ),
+    save_dir: PredictionsOption = Path("output/result"),
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of equal size in a batch.")] = 1,
     scales: ScalesOption = None,
     flip: FlipOption = None,
     flip_vertical: FlipVerticalOption = None,
     crop_size: CropSizeOption = None,
     stride: StrideOption = None,
+    aug_pred: AugmentedOption = False,
+    is_slide: SlideOption = False,
+    custom_color: ColorOption = None,
+    device: DeviceOption = "auto",
+    threads: AllThreadsOption = None,
     sets: SetOption = None,
+    trust_code: TrustOption = False,
     json_target: JsonOption = None,
 ) -> None:
-    """Predict pictures; segmentation writes added_prediction/ and pseudo_color_prediction/."""
-    from quantrim.recipes.runs import load, predict_files
-    from quantrim.vision.config import export_transforms, load_config
+    """Predict images; segmentation writes added_prediction/ and pseudo_color_prediction/.
+
+    The data set of the configuration need not be on this disk.
+    """
+    from quantrim.recipes.loading import load
+    from quantrim.recipes.predict import Prediction, palette_of, predict_files
+    from quantrim.vision.config import export_transforms
+    from quantrim.vision.palette import PALETTE
 
     if (weights is None) == (model is None):
         raise ConfigError("give either --weights or --model.")
-    loaded = load(load_config(config, sets or ()), weights)
-    views = views_from(loaded.config, scales, flip, flip_vertical, crop_size, stride)
+    palette = PALETTE if custom_color is None else palette_of(parse_floats(custom_color, "--custom-color"))
+    loaded = load(read_config(config, sets, trust_code), weights, device)
+    views = views_from(loaded.config, scales, flip, flip_vertical, crop_size, stride, is_slide)
     _, transforms = export_transforms(loaded.config)
-    results = predict_files(
-        views.of(predictor_of(loaded, model, engine)),
-        images,
-        transforms,
-        loaded.data.task,
-        save_dir,
-        loaded.data.class_names,
-        grey=loaded.data.source[0][0].shape[2] == 1,
-    )
+    run = views.of(predictor_of(loaded, model, engine, threads, device))
+    facts = loaded.facts
+    how = Prediction(facts.task, transforms, facts.names, facts.shape[2], palette)
+    results, _ = predict_files(lambda batch: [run(batch)], images, how, save_dir, batch_size=batch_size)
     console = console_for(json_target)
     for result in results:
-        console.print(_line(result), markup=False)
-    if loaded.data.task == "segmentation":
-        console.print(f"pictures are in {save_dir}")
+        console.print(line_of(result), markup=False)
+    if facts.task == "segmentation":
+        console.print(f"images are in {save_dir}")
     emit_json({"command": "predict", "results": results}, json_target)
 
 
-def _line(result: dict[str, Any]) -> str:
+def line_of(result: dict[str, Any]) -> str:
     """``eye.png: background 98.2%, optic disc 1.8%``."""
-    shares = result.get("area") or {one["class"]: one["probability"] for one in result["classes"]}
-    return f"{result['image']}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+    if "boxes" in result:
+        told = [f"{one['class']} {one['score']:.0%}" for one in result["boxes"]] or ["nothing found"]
+    else:
+        shares = result.get("area") or {one["class"]: one["probability"] for one in result["classes"]}
+        told = [f"{name} {share:.1%}" for name, share in shares.items()]
+    return f"{result['image']}: " + ", ".join(told)

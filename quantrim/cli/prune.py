@@ -10,9 +10,25 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape
+from quantrim.cli.options import (
+    BatchSizeOption,
+    ConfigOption,
+    DeviceOption,
+    InputShapeOption,
+    LearningRateOption,
+    NumWorkersOption,
+    SaveDirOption,
+    SaveIntervalOption,
+    SeedOption,
+    SetOption,
+    ThreadsOption,
+    TrustOption,
+    WeightsOption,
+    parse_shape,
+    read_config,
+    train_settings,
+)
 from quantrim.cli.output import JsonOption, console_for, emit_json
-from quantrim.cli.train import ConfigOption, SetOption
 from quantrim.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -22,8 +38,8 @@ if TYPE_CHECKING:
 
 def prune(
     config: ConfigOption,
-    weights: Annotated[Path, typer.Option("--weights", "--model-path", help="Trained FP32 weights.")],
-    save_dir: Annotated[Path, typer.Option(help="Checkpoints, plan, files, result.")] = Path("output"),
+    weights: WeightsOption = None,
+    save_dir: SaveDirOption = Path("output"),
     pruning_ratio: Annotated[
         float | None,
         typer.Option(help="Share of FLOPs (or latency) to remove."),
@@ -43,29 +59,27 @@ def prune(
     min_channels: Annotated[int, typer.Option(min=1, help="Layers this narrow are left alone.")] = 8,
     protect: Annotated[list[str] | None, typer.Option(help="Layer whose channels stay.")] = None,
     distill: Annotated[bool, typer.Option(help="Learn from the unpruned model.")] = True,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
-    learning_rate: Annotated[float | None, typer.Option()] = None,
-    num_workers: Annotated[int, typer.Option(min=0)] = 0,
-    save_interval: Annotated[int, typer.Option(min=1)] = 1000,
+    batch_size: BatchSizeOption = None,
+    learning_rate: LearningRateOption = None,
+    num_workers: NumWorkersOption = 0,
+    save_interval: SaveIntervalOption = 1000,
     engine: Annotated[str, typer.Option(help="openvino or onnxruntime: where latency counts.")] = "openvino",
     threads: ThreadsOption = 1,
     input_shape: InputShapeOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with retraining in SAVE_DIR.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what can be pruned.")] = False,
-    seed: Annotated[int, typer.Option()] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
     sets: SetOption = None,
+    trust_code: TrustOption = False,
     json_target: JsonOption = None,
 ) -> None:
     """Remove channels from a trained model and retrain it; SAVE_DIR is then the input of qat and export."""
     from quantrim.pruning.cost.latency import Engine
     from quantrim.pruning.cost.solver import Limits
     from quantrim.recipes.prune import Listener, PruneRecipe, forecast_config, prune_config
-    from quantrim.recipes.runs import best_key
-    from quantrim.vision.config import load_config
-    from quantrim.vision.train import TrainSettings
 
-    loaded = load_config(config, sets or ())
+    loaded = read_config(config, sets, trust_code)
     console = console_for(json_target)
     recipe = PruneRecipe(
         ratio=_ratio(pruning_ratio, channel_ratio, needed=not dry_run),
@@ -84,13 +98,13 @@ def prune(
         engine=Engine(engine, threads),
         shape=parse_shape(input_shape),
     )
-    settings = TrainSettings(
-        iterations=retraining_iters,
-        batch_size=loaded.batch_size if batch_size is None else batch_size,
+    settings = train_settings(
+        loaded,
+        iters=retraining_iters,
+        batch_size=batch_size,
+        seed=seed,
         save_interval=save_interval,
         num_workers=num_workers,
-        seed=seed,
-        best_key=best_key(loaded),
         device=device,
     )
     with Meter() as meter:
@@ -102,7 +116,7 @@ def prune(
             ),
         )
         if dry_run:
-            found = forecast_config(loaded, weights, recipe, seed=seed, listener=listener)
+            found = forecast_config(loaded, weights, recipe, seed=settings.seed, listener=listener)
             show_forecast(console, found, recipe)
             emit_json({"command": "prune", **found.to_json()}, json_target)
             return

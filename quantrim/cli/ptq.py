@@ -26,6 +26,7 @@ from quantrim.cli.calibration import (
 from quantrim.cli.judging import AcceptOption, DecoderOption, TaskOption, judging_of
 from quantrim.cli.options import (
     TUNE_SECONDS,
+    DeviceOption,
     InputShapeOption,
     ThreadsOption,
     TuneOption,
@@ -33,6 +34,7 @@ from quantrim.cli.options import (
     option_of,
     parse_shape,
     parse_words,
+    require_cpu,
 )
 from quantrim.cli.output import UNFAITHFUL, JsonOption, console_for, emit_json, warn_of_scatter
 from quantrim.cli.supervise import settled
@@ -57,7 +59,9 @@ def ptq(
     ] = None,
     target: Annotated[str, typer.Option(help="portable, openvino, onnxruntime or tensorrt.")] = "portable",
     algo: Annotated[str, typer.Option(help="kl, mse, hist, avg, min_max, abs_max or emd.")] = "mse",
-    samples: Annotated[int, typer.Option(help="Calibration samples.")] = 100,
+    samples: Annotated[int, typer.Option("--samples", "--num-images", help="Calibration samples.")] = 100,
+    seed: Annotated[int | None, typer.Option(min=0, help="Draw them from DATA at random.")] = None,
+    device: DeviceOption = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a forward pass.")] = 2,
     op_types: Annotated[str | None, typer.Option(help="Quantize these ops only, e.g. conv,linear.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Glob on node names that stay float.")] = None,
@@ -102,6 +106,8 @@ def ptq(
     """Quantize MODEL to INT8 and ask the engines what became of it."""
     from quantrim.post_training import ptq as run
 
+    require_cpu(device, "calibration")
+
     console = console_for(json_target)
     deploy = chosen_deploy([model], deploy, mean, std, fit)
     preprocess = preprocess_of([model], deploy, mean, std, fit)
@@ -115,6 +121,7 @@ def ptq(
             target=target,
             algo=algo,
             samples=samples,
+            seed=seed,
             batch_size=batch_size,
             weight_algo=weight_algo,
             per_channel=not per_tensor,

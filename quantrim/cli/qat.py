@@ -9,9 +9,35 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from quantrim.cli.options import TUNE_SECONDS, ThreadsOption, TuneOption, TuneSecondsOption, parse_words
+from quantrim.cli.options import (
+    TUNE_SECONDS,
+    AmpOption,
+    BatchSizeOption,
+    ConfigOption,
+    DeviceOption,
+    DoEvalOption,
+    EmaOption,
+    ItersOption,
+    KeepOption,
+    LearningRateOption,
+    LogItersOption,
+    NumWorkersOption,
+    ResumeOption,
+    SaveDirOption,
+    SaveIntervalOption,
+    SeedOption,
+    SetOption,
+    TensorboardOption,
+    ThreadsOption,
+    TrustOption,
+    TuneOption,
+    TuneSecondsOption,
+    WeightsOption,
+    parse_words,
+    read_config,
+    train_settings,
+)
 from quantrim.cli.output import JsonOption, console_for, emit_json
-from quantrim.cli.train import ConfigOption, SetOption
 from quantrim.cli.tuning import show_tuning, tuning_memory
 from quantrim.errors import ConfigError
 
@@ -19,20 +45,17 @@ if TYPE_CHECKING:
     from quantrim.qat.config import QATConfig
     from quantrim.recipes.qat import QatRun
 
-WeightsOption = Annotated[Path, typer.Option("--weights", help="FP32 weights to start from.")]
-SaveDirOption = Annotated[Path, typer.Option(help="Checkpoints, INT8 file, deploy.yaml, qat.json.")]
-
 
 def qat(
     config: ConfigOption,
-    weights: WeightsOption,
+    weights: WeightsOption = None,
     save_dir: SaveDirOption = Path("output"),
     method: Annotated[str, typer.Option(help="default, pact or lsq.")] = "default",
     target: Annotated[str | None, typer.Option(help="portable, openvino, onnxruntime or tensorrt.")] = None,
     quant_config: Annotated[Path | None, typer.Option(help="YAML file with PaddleSlim's settings.")] = None,
-    iters: Annotated[int | None, typer.Option(min=1)] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="A tenth of the configuration's.")] = None,
+    iters: ItersOption = None,
+    batch_size: BatchSizeOption = None,
+    learning_rate: LearningRateOption = None,
     weight_bits: Annotated[int, typer.Option(min=2, max=8)] = 8,
     samples: Annotated[int, typer.Option(min=1, help="Calibration samples.")] = 100,
     initial_range: Annotated[str, typer.Option(help="mse, kl, hist, avg, min_max, abs_max or emd.")] = "mse",
@@ -43,31 +66,29 @@ def qat(
     freeze_ranges_at: Annotated[int | None, typer.Option(help="Iteration; three quarters by default.")] = None,
     freeze_batch_norm_at: Annotated[int | None, typer.Option(help="Iteration; three quarters.")] = None,
     warm_up: Annotated[int, typer.Option(min=0, help="Iterations before quantization starts.")] = 0,
-    resume: Annotated[Path | None, typer.Option(help="iter_N folder, or a save folder.")] = None,
-    save_interval: Annotated[int, typer.Option(min=1)] = 1000,
-    keep_checkpoint_max: Annotated[int, typer.Option()] = 5,
-    log_iters: Annotated[int, typer.Option(min=1)] = 10,
-    num_workers: Annotated[int, typer.Option(min=0)] = 0,
-    amp: Annotated[bool, typer.Option("--amp", help="bfloat16 autocast.")] = False,
-    ema_decay: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Average the weights, e.g. 0.999.")
-    ] = None,
+    resume: ResumeOption = None,
+    save_interval: SaveIntervalOption = 1000,
+    keep_checkpoint_max: KeepOption = 5,
+    log_iters: LogItersOption = 10,
+    num_workers: NumWorkersOption = 0,
+    do_eval: DoEvalOption = True,
+    amp: AmpOption = False,
+    ema_decay: EmaOption = None,
+    use_tensorboard: TensorboardOption = False,
     output_op: Annotated[str, typer.Option(help="none, argmax or softmax behind the logits.")] = "none",
-    seed: Annotated[int, typer.Option()] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
     threads: ThreadsOption = 1,
     tune: TuneOption = False,
     tune_seconds: TuneSecondsOption = TUNE_SECONDS,
     sets: SetOption = None,
+    trust_code: TrustOption = False,
     json_target: JsonOption = None,
 ) -> None:
     """Train with quantization in the loop; export the best state as INT8 and verify it on the engines."""
     from quantrim.recipes.qat import QatRecipe, train_quantized
-    from quantrim.recipes.runs import best_key
-    from quantrim.vision.config import load_config
-    from quantrim.vision.train import TrainSettings
 
-    loaded = load_config(config, sets or ())
+    loaded = read_config(config, sets, trust_code)
     chosen, chosen_target = settings_of(
         method,
         quant_config,
@@ -89,20 +110,29 @@ def qat(
         tune_seconds=tune_seconds if tune else 0.0,
         memory=tuning_memory() if tune else None,
     )
-    settings = TrainSettings(
-        iterations=loaded.iterations(batch_size) if iters is None else iters,
-        batch_size=loaded.batch_size if batch_size is None else batch_size,
+    settings = train_settings(
+        loaded,
+        iters=iters,
+        batch_size=batch_size,
+        seed=seed,
         save_interval=save_interval,
         keep_checkpoint_max=keep_checkpoint_max,
         log_iters=log_iters,
         num_workers=num_workers,
-        seed=seed,
         amp=amp,
         ema_decay=ema_decay,
-        best_key=best_key(loaded),
         device=device,
     )
-    run = train_quantized(loaded, weights, settings, save_dir, recipe, resume=resume)
+    run = train_quantized(
+        loaded,
+        weights,
+        settings,
+        save_dir,
+        recipe,
+        resume=resume,
+        do_eval=do_eval,
+        use_tensorboard=use_tensorboard,
+    )
     show(console_for(json_target), run)
     emit_json(run.to_json(), json_target)
 
@@ -137,7 +167,7 @@ def kept_float(config: Any, quantize: str) -> tuple[str, ...]:
     """Modules that stay float when only the backbone, or only some globs of top-level modules, are meant."""
     import fnmatch
 
-    from quantrim.recipes.runs import load
+    from quantrim.recipes.loading import load
 
     if quantize == "all":
         return ()

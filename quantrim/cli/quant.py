@@ -7,36 +7,45 @@ from typing import Annotated
 
 import typer
 
+from quantrim.cli.options import (
+    BatchSizeOption,
+    ConfigOption,
+    DeviceOption,
+    LearningRateOption,
+    NumWorkersOption,
+    SaveDirOption,
+    SeedOption,
+    SetOption,
+    TrustOption,
+    WeightsOption,
+    read_config,
+    train_settings,
+)
 from quantrim.cli.output import JsonOption, console_for, emit_json
 from quantrim.cli.qat import show
-from quantrim.cli.train import ConfigOption
 
 
 def quant(
     config: ConfigOption,
     retraining_iters: Annotated[int, typer.Option(min=1, help="Iterations of retraining.")],
-    model_path: Annotated[Path, typer.Option(help="FP32 weights.")],
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
-    learning_rate: Annotated[float | None, typer.Option()] = None,
-    num_workers: Annotated[int, typer.Option(min=0)] = 0,
-    save_dir: Annotated[Path, typer.Option()] = Path("output"),
-    seed: Annotated[int, typer.Option()] = 0,
+    weights: WeightsOption = None,
+    batch_size: BatchSizeOption = None,
+    learning_rate: LearningRateOption = None,
+    num_workers: NumWorkersOption = 0,
+    save_dir: SaveDirOption = Path("output"),
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
+    sets: SetOption = None,
+    trust_code: TrustOption = False,
     json_target: JsonOption = None,
 ) -> None:
     """Quantize, retrain for a few iterations, keep the better state, export INT8."""
     from quantrim.recipes.qat import QatRecipe, train_quantized
-    from quantrim.recipes.runs import best_key
-    from quantrim.vision.config import load_config
-    from quantrim.vision.train import TrainSettings
 
-    loaded = load_config(config)
-    settings = TrainSettings(
-        iterations=retraining_iters,
-        batch_size=loaded.batch_size if batch_size is None else batch_size,
-        num_workers=num_workers,
-        seed=seed,
-        best_key=best_key(loaded),
+    loaded = read_config(config, sets, trust_code)
+    settings = train_settings(
+        loaded, iters=retraining_iters, batch_size=batch_size, seed=seed, num_workers=num_workers, device=device
     )
-    run = train_quantized(loaded, model_path, settings, save_dir, QatRecipe(learning_rate=learning_rate))
+    run = train_quantized(loaded, weights, settings, save_dir, QatRecipe(learning_rate=learning_rate))
     show(console_for(json_target), run)
     emit_json(run.to_json(), json_target)

@@ -62,7 +62,7 @@ def with_pictures(result: Result, against: Path, images: Path, count: int, engin
     """A result with the predictions of both files; as it is where it has no file."""
     from quantrim.engines import open_session
     from quantrim.recipes.comparison import compare, examples_of_files, examples_of_set
-    from quantrim.recipes.runs import read_deployment
+    from quantrim.recipes.deployment import read_deployment
     from quantrim.vision.config import build_data, load_config
     from quantrim.vision.evaluate import engine_predictor
 

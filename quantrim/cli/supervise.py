@@ -24,7 +24,7 @@ from quantrim.errors import ConfigError
 from quantrim.scratch import scratch_folder
 
 #: Verbs that hand files of others to engines.
-SUPERVISED = frozenset({"bench", "compress", "evaluate", "inspect", "predict", "ptq", "report"})
+SUPERVISED = frozenset({"bench", "compress", "evaluate", "infer", "inspect", "predict", "ptq", "report"})
 #: Environment variables with limits for files that nobody vouches for: seconds, and 10^9 bytes.
 TIME_LIMIT, MEMORY_LIMIT = "QUANTRIM_TIME_LIMIT", "QUANTRIM_MEMORY_LIMIT"
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else (signal.SIGINT,)

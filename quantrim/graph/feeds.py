@@ -96,6 +96,7 @@ def calibration_feeds(
     shape: tuple[int, ...] | None = None,
     used: int = 0,
     shard: tuple[int, int] = (0, 1),
+    seed: int | None = None,
 ) -> Iterator[Feed]:
     """Batches for a model from any source.
 
@@ -112,6 +113,7 @@ def calibration_feeds(
         used: leave out the samples that a call with ``samples=used`` gave. An iterator that can't start again
             goes on where it stands.
         shard: (i, n): of those samples, the i-th and every n-th behind it.
+        seed: draw the images of a folder or list at random by it.
 
     Yields:
         Feeds; the last may be smaller. A model with a fixed batch gets the last sample repeated.
@@ -123,7 +125,7 @@ def calibration_feeds(
         raise DataError(f"samples is {samples}; calibration needs at least one.")
     counted = counting_samples(ports)
     fixed = next((port.shape[0] for port in ports if port.name in counted), None)
-    arrays = _samples(source, ports, preprocess, shape, samples, used, shard)
+    arrays = _samples(source, ports, preprocess, shape, samples, used, shard, seed)
     count = 0
     for group in _grouped(arrays, fixed or batch_size, counted):
         count += len(group)
@@ -166,12 +168,16 @@ def _samples(
     count: int | None,
     used: int,
     shard: tuple[int, int],
+    seed: int | None,
 ) -> Iterator[Feed]:
     """Single samples (without batch axis) by input name."""
     first, step = shard
     files = _files_of(source, ports)
     if files is not None:
-        if Path(source).is_dir():
+        if seed is not None and count is not None:
+            drawn = np.random.default_rng(seed).permutation(len(files))[: used + count]
+            files = [files[number] for number in sorted(drawn[used:])]
+        elif Path(source).is_dir():
             taken = set(_spread(files, used)) if used else set()
             files = _spread([file for file in files if file not in taken], count)
         else:

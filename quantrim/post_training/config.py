@@ -25,6 +25,7 @@ class PtqConfig:
         target: rules of the engine: "portable", "openvino", "onnxruntime" or "tensorrt".
         algo: range estimator of activations.
         samples: calibration samples; None for all there are.
+        seed: draws the samples of a folder or a list at random; None spreads them evenly over a folder.
         batch_size: samples a forward pass, where the model's batch axis is open; results don't depend on it.
             More than two gain no speed on a CPU, and the first touch of fresh memory costs more than the
             arithmetic.
@@ -58,6 +59,7 @@ class PtqConfig:
     target: str = "portable"
     algo: Algo = "mse"
     samples: int | None = 100
+    seed: int | None = None
     batch_size: int = 2
     weight_algo: WeightAlgo = "abs_max"
     per_channel: bool = True

@@ -153,6 +153,7 @@ def calibrate_shard(
         preprocess=preprocess,
         shape=config.input_shape,
         shard=(index, count),
+        seed=config.seed,
     )
     normalized = normalize(original)
     kept: list[Feed] = []

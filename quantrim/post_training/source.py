@@ -74,7 +74,7 @@ class Source:
         def feeds(source: Any, count: int | None, used: int = 0) -> Iterator[Feed]:
             return calibration_feeds(
                 source, ports, samples=count, batch_size=config.batch_size, preprocess=preprocess,
-                shape=config.input_shape, used=used,
+                shape=config.input_shape, used=used, seed=config.seed,
             )  # fmt: skip
 
         def rest(other: Any) -> Iterator[Feed]:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from quantrim.images import read_image
-from quantrim.recipes.runs import load_transforms
+from quantrim.recipes.deployment import load_transforms
 from quantrim.vision.config import Config, build_data
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from quantrim.errors import ConfigError, ModelError
 from quantrim.graph.feeds import image_files
 from quantrim.images import read_image
-from quantrim.recipes.runs import Deployment, overlaid, ranked
+from quantrim.recipes.deployment import Deployment
+from quantrim.recipes.predict import overlaid, ranked
 from quantrim.vision.data.datasets import Truth, VisionData
 from quantrim.vision.data.sample import Sample, apply, classes_of
 from quantrim.vision.views import Predict

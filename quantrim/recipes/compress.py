@@ -18,9 +18,10 @@ from quantrim.errors import ConfigError
 from quantrim.pruning.cost.latency import Engine
 from quantrim.recipes.calibration import calibration_pairs
 from quantrim.recipes.deploy import carry_deploy
+from quantrim.recipes.loading import load
 from quantrim.recipes.prune import PruneRecipe, prune_config
 from quantrim.recipes.qat import QatRecipe, train_quantized
-from quantrim.recipes.runs import best_key, export, load
+from quantrim.recipes.runs import best_key, export
 from quantrim.scratch import scratch_folder
 from quantrim.vision.config import Config, build_data
 from quantrim.vision.evaluate import engine_predictor, evaluate

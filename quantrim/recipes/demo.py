@@ -14,7 +14,8 @@ from quantrim.files import write_json
 from quantrim.graph.ports import Feed
 from quantrim.post_training import PtqResult, ptq
 from quantrim.recipes.comparison import compare, examples_of_set
-from quantrim.recipes.runs import best_key, export, load, train_config
+from quantrim.recipes.loading import load
+from quantrim.recipes.runs import best_key, export, train_config
 from quantrim.report import write_report
 from quantrim.scratch import claiming
 from quantrim.vision.config import load_config

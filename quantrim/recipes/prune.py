@@ -39,7 +39,8 @@ from quantrim.pruning.sensitivity.criteria import Examples
 from quantrim.pruning.sensitivity.evaluate import Probe, mean_cross_entropy, recalibrate_batch_norm
 from quantrim.pruning.sensitivity.sensitivity import Progress, Sensitivity, measure
 from quantrim.recipes.calibration import calibration_pairs
-from quantrim.recipes.runs import Loaded, example_input, export, load, validation
+from quantrim.recipes.loading import Loaded, load, load_float
+from quantrim.recipes.runs import example_input, export, validation
 from quantrim.recipes.sensitivity_plot import plot_sensitivity
 from quantrim.scratch import claiming
 from quantrim.vision.config import Config, build_data, build_loss, build_optimizer
@@ -154,14 +155,19 @@ class Listener:
 
 
 def forecast_config(
-    config: Config, weights: str | Path, recipe: PruneRecipe, *, seed: int = 0, listener: Listener | None = None
+    config: Config,
+    weights: str | Path | None,
+    recipe: PruneRecipe,
+    *,
+    seed: int = 0,
+    listener: Listener | None = None,
 ) -> Forecast:
     """What :func:`prune_config` would start from, without pruning anything.
 
     Raises:
         ConfigError, DataError, ModelError, CheckpointError: one line each that says what is wrong.
     """
-    loaded = load(config, weights)
+    loaded = load_float(config, weights)
     probe = probe_of(config, recipe.samples) if recipe.measures else None
     heard = listener or Listener()
     return _forecast(loaded.model, example_input(loaded, recipe.shape), recipe, probe, seed, heard)
@@ -186,7 +192,7 @@ def _forecast(
 @claiming
 def prune_config(
     config: Config,
-    weights: str | Path,
+    weights: str | Path | None,
     settings: TrainSettings,
     save_dir: str | Path,
     recipe: PruneRecipe,
@@ -199,7 +205,7 @@ def prune_config(
 
     Args:
         config: model, data, loss, optimizer and schedule.
-        weights: of the unpruned model.
+        weights: of the unpruned model; None for the configuration's own, or fresh ones.
         settings: of retraining; ``iterations`` may be 0.
         save_dir: gets the pruned model, ``sensitivity.json`` and ``.png``, checkpoints, ``prune.json``.
         recipe: what to remove and how.
@@ -219,7 +225,7 @@ class _Run:
     def __init__(
         self,
         config: Config,
-        weights: str | Path,
+        weights: str | Path | None,
         settings: TrainSettings,
         save_dir: Path,
         recipe: PruneRecipe,
@@ -230,12 +236,13 @@ class _Run:
             raise ConfigError(f"steps is {recipe.steps}, samples {recipe.samples}; they must be at least 1.")
         self.config, self.settings, self.save_dir, self.recipe = config, settings, save_dir, recipe
         self.listener, self.progress = listener, progress
-        self.loaded = load(config, weights)
+        torch.manual_seed(settings.seed)
+        self.loaded = load_float(config, weights)
         self.teacher = copy.deepcopy(self.loaded.model)
         self.judge = partial(_value, validation(config), settings.best_key)
         self.example = example_input(self.loaded, recipe.shape)
         self.probe = probe_of(config, recipe.samples)
-        self.plan = plan_beside(weights) or empty_plan(self.loaded.model)
+        self.plan = (plan_beside(weights) if weights else None) or empty_plan(self.loaded.model)
         self.evaluations = 0
         self.seconds = {"sensitivity": 0.0, "retraining": 0.0}
 
@@ -384,7 +391,7 @@ class _Run:
         return run
 
 
-def _value(judge: Callable[[nn.Module], Mapping[str, float]], key: str, module: nn.Module) -> float:
+def _value(judge: Callable[[nn.Module], Mapping[str, Any]], key: str, module: nn.Module) -> float:
     return float(judge(module)[key])
 
 

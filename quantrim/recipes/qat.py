@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,13 +24,14 @@ from quantrim.engines.machine import describe_machine
 from quantrim.engines.trial import EngineResult, ask
 from quantrim.errors import CheckpointError
 from quantrim.files import size_mb, write_json
-from quantrim.graph import graph_from_onnx, read_onnx
+from quantrim.graph import graph_from_onnx
 from quantrim.graph.session import save_model
 from quantrim.qat.config import QATConfig
 from quantrim.qat.export.export import ExportResult
 from quantrim.qat.qat import QAT
 from quantrim.recipes.calibration import calibration_pairs
-from quantrim.recipes.runs import Loaded, load, validation, write_deploy
+from quantrim.recipes.loading import QUANTIZATION_FILE, Loaded, load_float, write_quantization
+from quantrim.recipes.runs import append_output_op, validation, write_deploy
 from quantrim.rewrites import Memory, tune_file
 from quantrim.scratch import claiming, scratch_folder
 from quantrim.targets import target_named
@@ -130,48 +131,58 @@ class QatRun:
 @claiming
 def train_quantized(
     config: Config,
-    weights: str | Path,
+    weights: str | Path | None,
     settings: TrainSettings,
     save_dir: str | Path,
     recipe: QatRecipe,
     *,
     resume: str | Path | None = None,
+    do_eval: bool = True,
+    use_tensorboard: bool = False,
     progress: bool = True,
 ) -> QatRun:
     """Calibrate, train, choose, export, verify.
 
     Args:
         config: model, data, loss, optimizer and schedule.
-        weights: FP32 weights to start from.
+        weights: FP32 weights to start from; None for the configuration's own, or fresh ones.
         settings: how long and how to train; ``best_key`` decides.
         save_dir: gets checkpoints, ``model_int8.onnx``, ``deploy.yaml`` and ``qat.json``.
         recipe: everything else.
         resume: ``iter_N`` folder or save folder of an interrupted run with the same settings.
+        do_eval: judge the states; else the last one is exported, and only the engine tells a metric.
+        use_tensorboard: write PaddleSeg's scalars to the save folder.
         progress: show a progress bar.
 
     Raises:
         ConfigError, DataError, ModelError, CheckpointError: one line each that says what is wrong.
     """
     save_dir, key = Path(save_dir), settings.best_key
-    loaded = load(config, weights)
-    judge = validation(config)
-    metrics = {"fp32": float(judge(loaded.model)[key])}
+    torch.manual_seed(settings.seed)
+    loaded = load_float(config, weights)
+    judge = validation(config) if do_eval else None
+    metrics = {} if judge is None else {"fp32": float(judge(loaded.model)[key])}
     teacher = copy.deepcopy(loaded.model)
     example = loaded.data[0][0][None]
     qat = QAT(
         loaded.model, example, target=recipe.target, config=_scheduled(recipe.config, settings.iterations)
     )
     qat.calibrate(picture[None] for picture, _ in calibration_pairs(config, recipe.samples))
-    metrics["ptq"] = float(judge(qat.module)[key])
+    if judge is not None:
+        metrics["ptq"] = float(judge(qat.module)[key])
     before = copy.deepcopy(qat.module.state_dict())
-    result = _train(qat, teacher, config, settings, save_dir, recipe, judge, resume, progress)
+    run_train = partial(_train, qat, teacher, config, settings, save_dir, recipe, judge)
+    result = run_train(resume=resume, use_tensorboard=use_tensorboard, progress=progress)
     if result.best_metric is not None:
         metrics["qat"] = result.best_metric
-    chosen: Literal["ptq", "qat"] = "qat" if metrics.get("qat", float("-inf")) >= metrics["ptq"] else "ptq"
+    chosen: Literal["ptq", "qat"] = "qat"
+    if metrics.get("qat", float("-inf")) < metrics.get("ptq", float("-inf")):
+        chosen = "ptq"
     state = _weights(result.best_weights) if chosen == "qat" else before
     qat.module.cpu()
     qat.load_state_dict(state)
-    metrics["exported"] = metrics[chosen]
+    if chosen in metrics:
+        metrics["exported"] = metrics[chosen]
     exported = qat.export(save_dir / "model_int8.onnx", example, input_names=["image"])
     engines, float_mb = _ask(exported, loaded, recipe)
     if engines:
@@ -225,12 +236,18 @@ def _train(
     settings: TrainSettings,
     save_dir: Path,
     recipe: QatRecipe,
-    judge: Callable[[nn.Module], dict[str, float]],
-    resume: str | Path | None,
-    progress: bool,
+    judge: Callable[[nn.Module], dict[str, Any]] | None,
+    **options: Any,
 ) -> TrainResult:
     data = build_data(config, "train_dataset", seed=settings.seed)
     optimizer, scheduler = quantized_optimizer(config, qat, settings.iterations, recipe.learning_rate)
+    noted = save_dir / "best_model" / QUANTIZATION_FILE
+
+    def iterate(iteration: int, module: nn.Module) -> None:
+        if not noted.is_file():  # written when training begins, so that a run that is refused leaves nothing
+            write_quantization(noted.parent, qat)
+        qat.advance(iteration)
+
     distiller = None
     if recipe.distillation is not None:
         distiller = Distiller(qat.module, teacher, recipe.distillation)
@@ -244,11 +261,10 @@ def _train(
             optimizer=optimizer,
             scheduler=scheduler,
             validate=judge,
-            on_iteration=lambda iteration, module: qat.advance(iteration),
+            on_iteration=iterate,
             teacher=teacher if distiller is not None else None,
             distill=None if distiller is None else distiller.loss,
-            resume=resume,
-            progress=progress,
+            **options,
         )
     finally:
         if distiller is not None:
@@ -302,26 +318,3 @@ def _tuned(path: Path, recipe: QatRecipe) -> dict[str, Any] | None:
         path, engines, threads=recipe.threads, seconds=recipe.tune_seconds, memory=recipe.memory
     )  # fmt: skip
     return done.to_json()
-
-
-def append_output_op(path: Path, output_op: OutputOp) -> None:
-    """Put soft-max or arg max over the classes (axis 1) behind the first output of a file."""
-    if output_op == "none":
-        return
-    model = read_onnx(path)
-    logits = model.graph.outputs[0]
-    name = str(logits.name)
-    logits.name = f"{name}_logits"
-    if output_op == "softmax":
-        node = ir.node("Softmax", [logits], {"axis": 1}, name=f"{name}_softmax")
-        node.outputs[0].dtype = ir.DataType.FLOAT
-        node.outputs[0].shape = logits.shape
-    else:
-        node = ir.node("ArgMax", [logits], {"axis": 1, "keepdims": 0}, name=f"{name}_argmax")
-        node.outputs[0].dtype = ir.DataType.INT64
-        dims = list(logits.shape or [])
-        node.outputs[0].shape = ir.Shape(dims[:1] + dims[2:])
-    node.outputs[0].name = name
-    model.graph.append(node)
-    model.graph.outputs[0] = node.outputs[0]
-    save_model(model, path)

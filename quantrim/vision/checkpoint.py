@@ -32,7 +32,7 @@ class RunState:
     iteration: int = 0
     best_metric: float | None = None
     best_iteration: int | None = None
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,27 +23,28 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from quantrim.errors import ConfigError
 from quantrim.vision import losses
-from quantrim.vision.data.build import open_data
+from quantrim.vision.data.build import Facts, facts_of, open_data
 from quantrim.vision.data.datasets import VisionData, batches_per_epoch
 from quantrim.vision.data.sample import Transform
 from quantrim.vision.document import Document, read_document
+from quantrim.vision.fields import key_and_rule
 from quantrim.vision.models import model_from_spec
 from quantrim.vision.schedules import Factor, cosine, piecewise, polynomial, warmed
 from quantrim.vision.schema import (
     LOSSES,
     ConfigSpec,
     Cosine,
+    DataSpec,
     LossSpec,
     MixedLoss,
     Piecewise,
     Polynomial,
     StepDecay,
-    key_and_rule,
 )
 from quantrim.vision.train import LossFunction
 
-__all__ = ["Config", "build_data", "build_loss", "build_model", "build_optimizer", "export_transforms",
-           "load_config"]  # fmt: skip
+__all__ = ["Config", "build_data", "build_loss", "build_model", "build_optimizer", "data_facts",
+           "export_transforms", "load_config"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,11 @@ class Config:
     def batch_size(self) -> int:
         """Samples a step and process."""
         return self.spec.batch_size
+
+    @property
+    def seed(self) -> int:
+        """Of everything random; 0 where the configuration names none."""
+        return self.spec.seed or 0
 
     @property
     def judged(self) -> str:
@@ -124,10 +130,28 @@ def build_data(config: Config, key: str = "train_dataset", *, seed: int = 0) -> 
     if spec is None:
         raise config.fail(key, "is missing; it is a mapping with a type.")
     data = open_data(spec, seed)
-    for where, given in (("model", config.spec.model.num_classes), (key, spec.num_classes)):
-        if given is not None and given != data.num_classes:
-            raise config.fail(f"{where}.num_classes", f"is {given}, but {key} has {data.num_classes} classes.")
+    _require_classes(config, key, spec, data.num_classes)
     return data
+
+
+def data_facts(config: Config) -> Facts:
+    """Task, classes and image size of the data that metrics are of, without opening them.
+
+    Raises:
+        ConfigError: a declared number of classes contradicts the data set.
+    """
+    spec = config.spec.val_dataset or config.spec.train_dataset
+    facts = facts_of(spec)
+    if facts.num_classes is None:
+        return replace(facts, num_classes=config.spec.model.num_classes)
+    _require_classes(config, config.judged, spec, facts.num_classes)
+    return facts
+
+
+def _require_classes(config: Config, key: str, spec: DataSpec, count: int) -> None:
+    for where, given in (("model", config.spec.model.num_classes), (key, spec.num_classes)):
+        if given is not None and given != count:
+            raise config.fail(f"{where}.num_classes", f"is {given}, but {key} has {count} classes.")
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
@@ -146,7 +170,8 @@ def build_loss(config: Config, ignore_index: int) -> LossFunction:
         ConfigError: the loss ignores another label than the data set.
     """
     spec = config.spec.loss
-    return losses.weighted([_loss(config, entry, ignore_index) for entry in spec.types], spec.coef)
+    parts = [_loss(config, entry, ignore_index) for entry in spec.types]
+    return losses.Weighted(parts, spec.coef, partial(config.fail, "loss.coef"))
 
 
 def _loss(config: Config, spec: LossSpec, ignore_index: int) -> losses.Loss:

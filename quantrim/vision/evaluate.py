@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -49,7 +49,12 @@ def engine_predictor(session: Session) -> Predict:
 
 
 def evaluate(
-    predict: Predict, data: VisionData, *, batch_size: int = 8, limit: int | None = None
+    predict: Predict,
+    data: VisionData,
+    *,
+    batch_size: int = 8,
+    limit: int | None = None,
+    seed: int | None = None,
 ) -> dict[str, float | list[float]]:
     """Metrics over a data set; for segmentation, predictions are brought back to the label's size.
 
@@ -57,7 +62,8 @@ def evaluate(
         predict: images → logits, or classes where the file ends with arg max.
         data: pictures with the transforms of validation.
         batch_size: pictures of equal size that are predicted together.
-        limit: use the first so many pictures.
+        limit: use so many pictures, the first ones.
+        seed: draw these pictures at random instead.
 
     Returns:
         Keys of :class:`ConfusionMatrix` or :class:`TopK`, and ``images``.
@@ -72,7 +78,10 @@ def evaluate(
     counter: ConfusionMatrix | TopK = (
         ConfusionMatrix(data.num_classes, data.ignore_index) if data.task == "segmentation" else TopK()
     )
-    for group in sample_groups(data, count, batch_size):
+    chosen: Sequence[int] = range(count)
+    if seed is not None:
+        chosen = sorted(np.random.default_rng(seed).choice(len(data), count, replace=False).tolist())
+    for group in sample_groups(data, chosen, batch_size):
         images = np.stack([sample.image.transpose(2, 0, 1) for sample, _ in group])
         scores = require_answers(predict(np.ascontiguousarray(images, np.float32)))
         _require_classes(scores, data)
@@ -95,10 +104,12 @@ def _require_classes(scores: np.ndarray, data: VisionData) -> None:
         )
 
 
-def sample_groups(data: VisionData, count: int, batch_size: int) -> Iterator[list[tuple[Sample, Truth]]]:
-    """The first ``count`` samples with their truth, in batches of equal shape."""
+def sample_groups(
+    data: VisionData, chosen: Sequence[int], batch_size: int
+) -> Iterator[list[tuple[Sample, Truth]]]:
+    """Samples with their truth, in batches of equal shape."""
     group: list[tuple[Sample, Truth]] = []
-    for index in range(count):
+    for index in chosen:
         sample, truth = data.sample(index)
         if group and (len(group) == batch_size or group[0][0].image.shape != sample.image.shape):
             yield group

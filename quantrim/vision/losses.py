@@ -1,12 +1,13 @@
 """Losses of segmentation and classification; all take logits (N, C, ...) and labels (N, ...).
 
-Each is a function of logits, labels and the label to ignore. :func:`weighted` joins one loss for each
+Each is a function of logits, labels and the label to ignore. :class:`Weighted` joins one loss for each
 head of a model with its coefficient, as PaddleSeg's ``loss: {types, coef}`` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -159,28 +160,34 @@ def mixed(parts: Sequence[tuple[Loss, float]]) -> Loss:
     return total
 
 
-def weighted(
-    losses: Sequence[Loss], coef: Sequence[float]
-) -> Callable[[Tensor | Sequence[Tensor], Tensor], Tensor]:
+@dataclass
+class Weighted:
     """One loss for each head of a model.
 
-    Args:
+    Attributes:
         losses: a loss for each output, or one for all of them.
         coef: coefficient of each output.
+        fail: makes the error from a message that says what is wrong with the coefficients.
+        parts: weighted losses of the last call, by output, without gradient.
 
     Raises:
         ConfigError: when called, if the model has another number of outputs.
     """
 
-    def total(outputs: Tensor | Sequence[Tensor], labels: Tensor) -> Tensor:
-        heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-        each = list(losses) * len(heads) if len(losses) == 1 else list(losses)
-        if len(each) != len(heads) or len(coef) != len(heads):
-            raise ConfigError(
-                f"the model has {len(heads)} outputs, but loss has {len(losses)} types and {len(coef)} "
-                "coefficients. Give one of each for every output."
-            )
-        parts = [c * loss(head, labels) for loss, head, c in zip(each, heads, coef, strict=True)]
-        return torch.stack(parts).sum()
+    losses: Sequence[Loss]
+    coef: Sequence[float]
+    fail: Callable[[str], Exception] = ConfigError
+    parts: list[Tensor] = field(default_factory=list)
 
-    return total
+    def __call__(self, outputs: Tensor | Sequence[Tensor], labels: Tensor) -> Tensor:
+        """Weighted sum over the outputs, a scalar."""
+        heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        each = list(self.losses) * len(heads) if len(self.losses) == 1 else list(self.losses)
+        if len(each) != len(heads) or len(self.coef) != len(heads):
+            raise self.fail(
+                f"the model has {len(heads)} outputs, but loss has {len(self.losses)} types and "
+                f"{len(self.coef)} coefficients. Give one of each for every output."
+            )
+        parts = [c * loss(head, labels) for loss, head, c in zip(each, heads, self.coef, strict=True)]
+        self.parts = [part.detach() for part in parts]
+        return torch.stack(parts).sum()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,16 @@ from rich.progress import (
 )
 
 Item = TypeVar("Item")
+
+
+#: A metric, or one value a class.
+Metric = float | list[float]
+#: Metrics whose scalars have another name in PaddleSeg.
+_TAGS = {"accuracy": "Acc"}
+
+
+def _told(value: Metric) -> str:
+    return f"[{', '.join(f'{one:.4f}' for one in value)}]" if isinstance(value, list) else f"{value:.4f}"
 
 
 class Reporter:
@@ -83,14 +93,15 @@ class Reporter:
         self._counted += 1
         self._bar.advance(self._task)
 
-    def log(self, iteration: int, loss: float, rate: float) -> None:
-        """Report the loss and the pace since the last report."""
+    def log(self, iteration: int, loss: float, rate: float, parts: Sequence[float] = ()) -> None:
+        """Report the loss, its part of each output, and the pace since the last report."""
         count = max(1, self._counted)
         each, reading = self._working / count, self._reading / count
         self._reading, self._working, self._counted = 0.0, 0.0, 0
         self._bar.update(self._task, description=f"training, loss {loss:.4f}")
         self._scalars(iteration, {"Train/loss": loss, "Train/lr": rate, "Train/batch_cost": each,
-                                  "Train/reader_cost": reading})  # fmt: skip
+                                  "Train/reader_cost": reading,
+                                  **{f"Train/loss_{i}": part for i, part in enumerate(parts)}})  # fmt: skip
         left = timedelta(seconds=round(each * (self.iterations - iteration)))
         self._say(
             f"[TRAIN] epoch: {1 + (iteration - 1) // self.per_epoch}, iter: {iteration}/{self.iterations}, "
@@ -98,10 +109,11 @@ class Reporter:
             f"ips: {self.samples / max(each, 1e-9):.4f} samples/sec | ETA {left}"
         )
 
-    def validated(self, iteration: int, metrics: Mapping[str, float], best: str) -> None:
-        """Report metrics, and in words which are the best."""
-        self._scalars(iteration, {f"Evaluate/{name}": value for name, value in metrics.items()})
-        named = ", ".join(f"{name}: {value:.4f}" for name, value in metrics.items() if name != "images")
+    def validated(self, iteration: int, metrics: Mapping[str, Metric], best: str) -> None:
+        """Report metrics, those of each class too, and in words which are the best."""
+        scalars = {name: value for name, value in metrics.items() if not isinstance(value, list)}
+        self._scalars(iteration, {f"Evaluate/{_TAGS.get(name, name)}": one for name, one in scalars.items()})
+        named = ", ".join(f"{name}: {_told(value)}" for name, value in metrics.items() if name != "images")
         self._say(f"[EVAL] iter: {iteration}/{self.iterations}, {named} | {best}")
 
     def _scalars(self, iteration: int, values: Mapping[str, float]) -> None:

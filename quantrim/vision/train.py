@@ -37,10 +37,11 @@ from quantrim.vision.checkpoint import (
     save_weights,
 )
 from quantrim.vision.data.datasets import VisionData, batches_per_epoch, training_batches
-from quantrim.vision.reporter import Reporter
+from quantrim.vision.losses import Weighted
+from quantrim.vision.reporter import Metric, Reporter
 
 LossFunction = Callable[[Any, Tensor], Tensor]
-Validate = Callable[[nn.Module], Mapping[str, float]]
+Validate = Callable[[nn.Module], Mapping[str, Metric]]
 OnIteration = Callable[[int, nn.Module], None]
 #: (outputs of the student, outputs of the teacher) → loss added to the task's own.
 Distill = Callable[[Any, Any], Tensor]
@@ -96,7 +97,7 @@ class TrainResult:
     best_metric: float | None
     best_iteration: int | None
     best_weights: str
-    history: tuple[dict[str, float], ...]
+    history: tuple[dict[str, Metric], ...]
     seconds: float
 
 
@@ -316,7 +317,8 @@ def _refuse_nan(loss: float, iteration: int) -> None:
 def _log(run: _Run, reporter: Reporter, loss: float, rate: float) -> None:
     _refuse_nan(loss, run.state.iteration)
     run.state.history.append({"iteration": run.state.iteration, "loss": loss, "lr": rate})
-    reporter.log(run.state.iteration, loss, rate)
+    parts = [float(part) for part in run.loss_fn.parts] if isinstance(run.loss_fn, Weighted) else []
+    reporter.log(run.state.iteration, loss, rate, parts if len(parts) > 1 else ())
 
 
 def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
@@ -349,7 +351,8 @@ def _is_best(run: _Run, validate: Validate, judged: nn.Module, reporter: Reporte
     if key not in metrics:
         raise QuantrimError(f"validation gives {sorted(metrics)}, but best_key is {key!r}.")
     state.history.append({"iteration": state.iteration, **metrics})
-    value = float(metrics[key])
+    value = metrics[key]
+    assert isinstance(value, float)
     best = state.best_metric is None or value > state.best_metric
     if best:
         state.best_metric, state.best_iteration = value, state.iteration

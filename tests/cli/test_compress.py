@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from quantrim.cli import app
 from quantrim.errors import QuantrimError
 from quantrim.graph.from_torch import export_onnx
-from quantrim.recipes.runs import export, load
+from quantrim.recipes.loading import load
+from quantrim.recipes.runs import export
 from quantrim.vision.config import load_config
 
 CONFIG = """

@@ -12,7 +12,8 @@ from typer.testing import CliRunner, Result
 
 from quantrim.cli import app
 from quantrim.recipes.calibration import calibration_pairs, deployed_decoder
-from quantrim.recipes.runs import export, load
+from quantrim.recipes.loading import load
+from quantrim.recipes.runs import export
 from quantrim.vision.config import load_config
 
 CONFIG = """

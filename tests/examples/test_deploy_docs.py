@@ -16,7 +16,8 @@ import quantrim
 from examples.serving.load_test import main as load_test
 from quantrim.cli import app
 from quantrim.post_training import ptq
-from quantrim.recipes.runs import Loaded, export
+from quantrim.recipes.loading import Loaded
+from quantrim.recipes.runs import export
 from quantrim.vision.config import load_config
 from quantrim.vision.data.datasets import VisionData
 
@@ -58,7 +59,7 @@ def test_the_python_of_the_page_runs(code, artefact, monkeypatch, capsys):
 
 
 def test_the_preprocessing_that_the_page_spells_out_is_that_of_deploy_yaml(artefact):
-    from quantrim.recipes.runs import load_transforms
+    from quantrim.recipes.deployment import load_transforms
 
     image = np.asarray(Image.open(artefact / "photo.jpg").convert("RGB"), np.float32)
     spelled = ((image / 255 - 0.5) / 0.5).transpose(2, 0, 1)

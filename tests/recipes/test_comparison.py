@@ -9,7 +9,7 @@ from PIL import Image
 
 from quantrim.errors import ConfigError, ModelError
 from quantrim.recipes.comparison import Example, compare, examples_of_files, examples_of_set
-from quantrim.recipes.runs import Deployment
+from quantrim.recipes.deployment import Deployment
 from quantrim.vision.data.datasets import VisionData
 from quantrim.vision.data.optic_disc import OpticDiscImages
 from quantrim.vision.data.sample import Sample

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from quantrim.cli import app
 from quantrim.engines import open_session
 from quantrim.pruning import load_pruned
-from quantrim.recipes.runs import load
+from quantrim.recipes.loading import load
 from quantrim.vision.config import load_config
 
 CONFIG = """

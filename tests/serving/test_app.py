@@ -15,7 +15,9 @@ from torch import nn
 import quantrim
 from quantrim.engines import open_session
 from quantrim.errors import ConfigError
-from quantrim.recipes.runs import Loaded, export, load_transforms
+from quantrim.recipes.deployment import load_transforms
+from quantrim.recipes.loading import Loaded
+from quantrim.recipes.runs import export
 from quantrim.serving import Limits, create_app, load_artefact
 from quantrim.vision.config import load_config
 from quantrim.vision.data.datasets import VisionData

@@ -17,7 +17,8 @@ from torch import nn
 
 import quantrim
 from quantrim.errors import ConfigError
-from quantrim.recipes.runs import Loaded, export
+from quantrim.recipes.loading import Loaded
+from quantrim.recipes.runs import export
 from quantrim.serving import Limits, create_app, load_artefact
 from quantrim.serving.server import JsonLines, server_of
 from quantrim.vision.config import load_config

@@ -15,7 +15,8 @@ import quantrim
 from examples.serving.load_test import example_picture, level, table
 from quantrim.cli.serve import serve
 from quantrim.errors import QuantrimError
-from quantrim.recipes.runs import Loaded, export, load
+from quantrim.recipes.loading import Loaded, load
+from quantrim.recipes.runs import export
 from quantrim.serving import Limits, create_app, load_artefact
 from quantrim.vision.config import load_config
 

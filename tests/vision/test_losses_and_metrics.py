@@ -110,7 +110,7 @@ def test_every_loss_has_a_finite_gradient(name):
 
 
 def test_heads_are_weighted_and_a_wrong_number_of_them_is_told():
-    total = losses.weighted([losses.cross_entropy], [1.0, 0.5])
+    total = losses.Weighted([losses.cross_entropy], [1.0, 0.5])
     one = float(losses.cross_entropy(LOGITS, LABELS))
     assert float(total([LOGITS, LOGITS], LABELS)) == pytest.approx(1.5 * one)
     with pytest.raises(ConfigError, match="the model has 1 outputs"):

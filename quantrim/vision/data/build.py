@@ -29,11 +29,40 @@ from quantrim.vision.data.optic_disc import CLASSES, OpticDiscImages
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
-    source: Source
+class Facts:
+    """What is known of a data set without opening it.
+
+    Attributes:
+        task: what the truth is.
+        num_classes: number of classes; None where the folders tell.
+        names: names of the classes, as far as they are known.
+        shape: height, width and channels of an image, or a usual size of one.
+    """
+
     task: Task
-    num_classes: int
+    num_classes: int | None
     names: tuple[str, ...] = ()
+    shape: tuple[int, int, int] = (512, 512, 3)
+
+
+def facts_of(spec: schema.DataSpec) -> Facts:
+    """Task, classes and size of images of a data set that need not be on this disk."""
+    match spec:
+        case schema.SyntheticOpticDisc():
+            return Facts("segmentation", 2, CLASSES, (spec.size, spec.size, 3))
+        case schema.OpticDiscSeg():
+            return Facts("segmentation", 2, CLASSES)
+        case schema.Cityscapes():
+            return Facts("segmentation", len(CITYSCAPES_CLASSES), CITYSCAPES_CLASSES, (1024, 2048, 3))
+        case schema.PascalVOC():
+            return Facts("segmentation", len(VOC_CLASSES), VOC_CLASSES)
+        case schema.Dataset():
+            return Facts("segmentation", spec.num_classes)
+        case schema.FashionMNIST():
+            return Facts("classification", 10, FASHION_MNIST, (28, 28, 1))
+        case schema.Cifar10():
+            return Facts("classification", 10, CIFAR10, (32, 32, 3))
+    return Facts("classification", spec.num_classes)
 
 
 def open_data(spec: schema.DataSpec, seed: int = 0) -> VisionData:
@@ -46,45 +75,37 @@ def open_data(spec: schema.DataSpec, seed: int = 0) -> VisionData:
     Raises:
         DataError: files are missing or damaged.
     """
-    opened = _segmentation(spec) or _classification(spec)
-    transforms = tuple(one.transform for one in spec.transforms)
-    return VisionData(
-        opened.source, opened.task, opened.num_classes, transforms, seed, spec.ignore_index, opened.names
-    )
+    facts, transforms = facts_of(spec), tuple(one.transform for one in spec.transforms)
+    names, count = facts.names, facts.num_classes or 0
+    source: Source
+    if isinstance(spec, schema.ImageFolder):
+        files, names = class_folders(spec.part("{}"))
+        source, count = files, len(names)
+    else:
+        source = _source(spec)
+    return VisionData(source, facts.task, count, transforms, seed, spec.ignore_index, names)
 
 
-def _segmentation(spec: schema.DataSpec) -> _Opened | None:
+def _source(spec: schema.DataSpec) -> Source:
     root, mode = spec.dataset_root, spec.mode
+    split: Literal["train", "val"] = "train" if mode == "train" else "val"
     match spec:
         case schema.SyntheticOpticDisc():
-            return _Opened(Kept(_generated(spec)), "segmentation", 2, CLASSES)
+            return Kept(_generated(spec))
         case schema.OpticDiscSeg():
-            return _Opened(_optic_disc(spec), "segmentation", 2, CLASSES)
+            return _optic_disc(spec)
         case schema.Cityscapes():
-            classes = len(CITYSCAPES_CLASSES)
-            return _Opened(cityscapes(root, mode), "segmentation", classes, CITYSCAPES_CLASSES)
+            return cityscapes(root, mode)
         case schema.PascalVOC():
-            return _Opened(pascal_voc(root, mode), "segmentation", len(VOC_CLASSES), VOC_CLASSES)
+            return pascal_voc(root, mode)
         case schema.Dataset():
-            source = listed_masks(root, spec.part("{}_list.txt"), spec.separator)
-            return _Opened(source, "segmentation", spec.num_classes)
-    return None
-
-
-def _classification(spec: schema.DataSpec) -> _Opened:
-    root = spec.dataset_root
-    split: Literal["train", "val"] = "train" if spec.mode == "train" else "val"
-    match spec:
+            return listed_masks(root, spec.part("{}_list.txt"), spec.separator)
         case schema.ImageList():
-            source = listed_labels(root, spec.part("{}_list.txt"), spec.separator)
-            return _Opened(source, "classification", spec.num_classes)
-        case schema.ImageFolder():
-            files, names = class_folders(spec.part("{}"))
-            return _Opened(files, "classification", len(names), names)
+            return listed_labels(root, spec.part("{}_list.txt"), spec.separator)
         case schema.FashionMNIST():
-            return _Opened(fashion_mnist(root, split), "classification", 10, FASHION_MNIST)
+            return fashion_mnist(root, split)
         case schema.Cifar10():
-            return _Opened(cifar10(root, split), "classification", 10, CIFAR10)
+            return cifar10(root, split)
     raise TypeError(f"{type(spec).__name__} is no data set")
 
 

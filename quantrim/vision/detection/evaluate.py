@@ -132,7 +132,7 @@ def detections_of(
         raise DataError("the data set to evaluate on is empty.")
     found: list[Detections] = []
     truths: list[GroundTruth] = []
-    for group in sample_groups(data, count, batch_size):
+    for group in sample_groups(data, range(count), batch_size):
         images = np.stack([sample.image.transpose(2, 0, 1) for sample, _ in group])
         for (sample, truth), one in zip(group, run(np.ascontiguousarray(images, np.float32)), strict=True):
             if not isinstance(truth, Objects):
