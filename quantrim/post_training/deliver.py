@@ -30,8 +30,11 @@ def deliver(staged: Path, output: Path, *, faithful: bool) -> Path:
     """
     place = output if faithful else unfaithful_path(output)
     copy_model(staged, place)
-    with atomic_path(ranges_path(place)) as temporary:
-        shutil.copyfile(ranges_path(staged), temporary)
+    if ranges_path(staged).is_file():
+        with atomic_path(ranges_path(place)) as temporary:
+            shutil.copyfile(ranges_path(staged), temporary)
+    else:  # a float file, which tuning found faster
+        ranges_path(place).unlink(missing_ok=True)
     if faithful:
         for old in (unfaithful_path(output), ranges_path(unfaithful_path(output))):
             old.unlink(missing_ok=True)
