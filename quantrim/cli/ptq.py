@@ -98,7 +98,8 @@ def ptq(
     ] = None,
     judged: Annotated[int, typer.Option(min=1, help="Samples to judge on, at most.")] = 32,
     mend: Annotated[
-        bool, typer.Option("--mend/--no-mend", help="Equalise where that alone makes the file faithful.")
+        bool,
+        typer.Option("--mend/--no-mend", help="Mend an unfaithful file: equalise, or keep layers float."),
     ] = True,
     keep_outliers: Annotated[bool, typer.Option("--keep-outliers", help="Calibrate on outliers, too.")] = False,
     json_target: JsonOption = None,

@@ -21,6 +21,8 @@ from quantrim.judges import Judgement, Judging, OutputAgreement
 _CLEAR = 20.0
 #: An engine that another one beats by so many decibel on the same file computes something else.
 _APART = 8.0
+#: How the reason begins where it does.
+_ELSE = "it computes something else"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,11 @@ class EngineResult:
     verdict: Verdict
     times: Race
     judgement: Judgement
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether another engine gets far better answers from the same file."""
+        return any(reason.startswith(_ELSE) for reason in self.judgement.reasons)
 
     @property
     def faithful(self) -> bool:
@@ -160,7 +167,7 @@ def _doubt(
     if theirs.sqnr_db < found.sqnr_db + _APART:
         return ""
     return (
-        f"it computes something else from this file than {NAMES[witness]} does (SQNR {found.sqnr_db:.1f} dB "
+        f"{_ELSE} from this file than {NAMES[witness]} does (SQNR {found.sqnr_db:.1f} dB "
         f"against {theirs.sqnr_db:.1f} dB): try the engine's own target, and please report the model if "
         "that is no better"
     )

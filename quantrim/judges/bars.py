@@ -27,6 +27,8 @@ SCORE_BARS: Mapping[Level, Mapping[Task, float]] = {
 VALUE_BARS: Mapping[Level, float] = {"strict": 20.0, "faithful": 10.0, "loose": 5.0}
 #: Where a task was told, its own score decides, and SQNR only says that nothing but noise is left.
 NOISE_DB = 3.0
+#: Where nobody told the task, and the numbers of an output agree so well, its classes are near ties at worst.
+CLEAR_DB = 20.0
 
 
 def task_named(word: str) -> Task:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantrim.errors import ModelError
-from quantrim.judges.bars import NOISE_DB, SCORE_BARS, VALUE_BARS, Level, Task
+from quantrim.judges.bars import CLEAR_DB, NOISE_DB, SCORE_BARS, VALUE_BARS, Level, Task
 from quantrim.judges.distances import MOST_DB, Distances, worst_decile
 from quantrim.judges.measures import Measure, Score, ValueMeasure
 from quantrim.judges.reading import Judging, Reading, read_as
@@ -220,9 +220,11 @@ def _below(
     if level == "any":
         return []
     reasons, bars, least = [], SCORE_BARS[level], VALUE_BARS[level]
+    decibel = {one.output: one.sqnr_db for one in outputs}
     for score in scores:
         bar = bars[score.task]
-        if score.high < bar:
+        doubtful = reading.told or min(decibel[name] for name in score.outputs) < CLEAR_DB
+        if doubtful and score.high < bar:
             reasons.append(f"{told(score)} of {score.samples} samples, {bar:.0%} is asked")
     decoded = {name for score in scores if score.task == "detection" for name in score.outputs}
     classes = {name for score in scores for name in score.outputs}

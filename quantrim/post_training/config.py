@@ -48,7 +48,7 @@ class PtqConfig:
             precision of the layers is then chosen by the clock, too.
         judging: how the file is judged, and the level that it must reach.
         judged: samples to judge on, at most: those of the data that did not calibrate, where there are some.
-        mend: where the file is not faithful, and equalisation alone would make it so, equalise.
+        mend: where the file is not faithful, and equalisation or a few layers in float make it so, do that.
         keep_outliers: calibrate on samples whose values lie far outside the others', too.
 
     Raises:

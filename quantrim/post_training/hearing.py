@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from quantrim.engines.trial import EngineResult, ask
 from quantrim.errors import EngineError, ModelError
 from quantrim.graph import Graph, read_onnx
 from quantrim.judges import Judgement
+from quantrim.judges.bars import CLEAR_DB
 from quantrim.placement.quantized import Quantized
 from quantrim.post_training.config import PtqConfig
 from quantrim.post_training.quantize import save_quantized
@@ -26,6 +28,8 @@ from quantrim.ranges import Algo
 _OTHERS: tuple[Algo, ...] = ("mse", "min_max", "kl")
 #: Batches on which layers are looked at, and changes tried.
 _BATCHES = 4
+#: Layers that a file may keep float beside those that the settings name, where an engine can't have them.
+_MOST_FLOAT = 4
 #: Decibel by which a change must be better to be told.
 _BETTER_DB = 3.0
 
@@ -51,6 +55,18 @@ class Advice:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value."""
         return asdict(self)
+
+
+class RefusedError(EngineError):
+    """An engine refuses a quantized file and takes the float one.
+
+    Attributes:
+        layers: those that, kept float, make a file that it takes; empty where none were found.
+    """
+
+    def __init__(self, message: str, layers: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.layers = layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +98,7 @@ class Hearing:
         judged: what it is judged on.
         config: settings that it was made with.
         requantize: makes another with other settings, from the first calibration batches.
+        folder: gets the files that are tried.
         core: float and quantized file that end where outputs can be compared; None for the files themselves.
     """
 
@@ -90,6 +107,7 @@ class Hearing:
     judged: Judged
     config: PtqConfig
     requantize: Callable[[PtqConfig], Quantized]
+    folder: Path
     core: Callable[[Path], tuple[Path, Path] | None]
 
     def of(
@@ -108,32 +126,39 @@ class Hearing:
         graph, planned = self.made.graph, self.made.float_nodes
         judging, held_out = self.config.judging, self.judged.held_out
         compared = self.core(staged)
-        try:
-            results = tuple(
-                ask(
-                    engine, self.float_path, staged, graph, planned, self.judged.feeds, self.config.threads,
-                    judging=judging, held_out=held_out, compared=compared,
-                )
-                for engine in engines
-            )  # fmt: skip
-        except EngineError as error:
-            raise EngineError(str(error).replace(str(staged), str(output))) from error
+        results = []
+        for engine in engines:
+            try:
+                results.append(
+                    ask(
+                        engine, self.float_path, staged, graph, planned, self.judged.feeds, self.config.threads,
+                        judging=judging, held_out=held_out, compared=compared,
+                    )
+                )  # fmt: skip
+            except EngineError as error:
+                raise self._refusal(engine, str(error).replace(str(staged), str(output))) from error
         failed = next((one for one in results if not one.faithful), None)
         if failed is None or self.made.model is None:
-            return results, (), ()
+            return tuple(results), (), ()
         errors = layer_errors(self.made.model, read_onnx(staged), self.judged.feeds[:_BATCHES])
         worst = worst_layers(errors)
-        return results, self._advice(failed, staged, worst), tuple(worst)
+        return tuple(results), self._advice(failed, staged, worst), tuple(worst)
+
+    def _refusal(self, engine: EngineName, told: str) -> EngineError:
+        """The engine's error, with the layers that it could not take in INT8 where the float file loads."""
+        try:
+            open_session(self.float_path, engine)
+        except EngineError:
+            return EngineError(told)
+        return RefusedError(told, self._culprits(engine))
 
     def _advice(self, failed: EngineResult, staged: Path, worst: Sequence[LayerError]) -> tuple[Advice, ...]:
         engine, found = failed.verdict.engine, []
         now = self._judgement(staged, engine)
-        for field, value, config in self._changes(engine, worst):
-            path = staged.with_name("other.onnx")
-            try:
-                save_quantized(self.requantize(config), config.rules, path)
-                judgement = self._judgement(path, engine)
-            except (ModelError, EngineError):  # a change that can't be made, or that the engine refuses
+        layers = () if failed.contradicted else tuple(one.node for one in worst)
+        for field, value, config in self._changes(engine, layers):
+            judgement = self._tried(config, engine)
+            if judgement is None or (failed.contradicted and judgement.outputs[0].sqnr_db < CLEAR_DB):
                 continue
             gain = judgement.outputs[0].sqnr_db - now.outputs[0].sqnr_db
             if judgement.faithful or gain > _BETTER_DB:
@@ -142,6 +167,37 @@ class Hearing:
             if judgement.faithful:
                 break
         return tuple(sorted(found, key=lambda one: (not one.faithful, -one.sqnr_db)))
+
+    def _tried(self, config: PtqConfig, engine: EngineName) -> Judgement | None:
+        """Judgement of a file with other settings; None where it can't be made, or the engine refuses it."""
+        path = self.folder / "other.onnx"
+        try:
+            save_quantized(self.requantize(config), config.rules, path)
+            return self._judgement(path, engine)
+        except (ModelError, EngineError):
+            return None
+
+    def _culprits(self, engine: EngineName) -> tuple[str, ...]:
+        """The nodes that spoil everything in INT8, or that an engine refuses; empty where they are not found.
+
+        By halves: what is kept float shrinks as long as the engine's answers are right. One culprit among n
+        layers is found with about log2(n) files.
+        """
+
+        def right(layers: Sequence[str]) -> bool:
+            judgement = self._tried(replace(skipping(self.config, layers), refinements=()), engine)
+            good = judgement is not None and judgement.faithful
+            return good and judgement is not None and judgement.outputs[0].sqnr_db > CLEAR_DB
+
+        suspects = [node.name for node in self.made.graph.nodes if node.name not in self.made.float_nodes]
+        while len(suspects) > 1:
+            half = len(suspects) // 2
+            parts = (part for part in (suspects[:half], suspects[half:]) if right(part))
+            smaller = next(parts, None)
+            if smaller is None:
+                break
+            suspects = smaller
+        return tuple(suspects) if len(suspects) <= _MOST_FLOAT else ()
 
     def _judgement(self, path: Path, engine: EngineName) -> Judgement:
         expected, got = self.core(path) or (self.float_path, path)
@@ -153,19 +209,25 @@ class Hearing:
         )
 
     def _changes(
-        self, engine: EngineName, worst: Sequence[LayerError]
+        self, engine: EngineName, layers: Sequence[str]
     ) -> Iterator[tuple[str, str | tuple[str, ...], PtqConfig]]:
-        """Fields, their other values, and the settings with them; the likeliest first."""
+        """Fields, their other values, and the settings with them; what changes least of the request first."""
         config = self.config
-        if config.target not in (engine, "tensorrt"):
-            yield "target", engine, replace(config, target=engine)
         if "equalize" not in config.refinements:
             refinements = ("equalize", *config.refinements)
             yield "refinements", refinements, replace(config, refinements=refinements)
+        for count in range(1, len(layers) + 1):
+            yield "skip", tuple(layers[:count]), skipping(config, layers[:count])
+        culprits = self._culprits(engine)
+        if culprits:
+            yield "skip", culprits, skipping(config, culprits)
+        if config.target not in (engine, "tensorrt"):
+            yield "target", engine, replace(config, target=engine)
         for algo in _OTHERS:
             if algo != config.algo:
                 yield "algo", algo, replace(config, algo=algo)
-        nodes = {node.name: node.module or node.name for node in self.made.graph.nodes}
-        names = tuple(dict.fromkeys(nodes[one.node] for one in worst if one.node in nodes))
-        if names:
-            yield "skip", names, replace(config, skip=(*config.skip, *names))
+
+
+def skipping(config: PtqConfig, layers: Sequence[str]) -> PtqConfig:
+    """The settings, with some layers kept float."""
+    return replace(config, skip=(*config.skip, *map(glob.escape, layers)))

@@ -31,7 +31,7 @@ from quantrim.placement.quantized import Quantized
 from quantrim.post_training.calibrate import collect
 from quantrim.post_training.config import PtqConfig, ptq_config, require_overrides_match
 from quantrim.post_training.deliver import deliver
-from quantrim.post_training.hearing import Advice, Hearing, Made
+from quantrim.post_training.hearing import Advice, Hearing, Made, RefusedError, skipping
 from quantrim.post_training.quantize import (
     decide,
     first_samples,
@@ -180,21 +180,39 @@ def ptq(
             memory,
             on_trial,
         )
-        result, staged = maker.make(config, asked)
+        try:
+            result, staged = maker.make(config, asked)
+        except RefusedError as error:
+            if not (config.mend and error.layers) or isinstance(data, Iterator):
+                raise
+            result, staged = maker.make(skipping(config, error.layers), asked, _kept_float(error.layers))
         mended = _mended(config, result)
-        if mended is not None and not isinstance(data, Iterator | Sketches):
-            other, other_staged = maker.make(mended, asked)
+        if mended is not None and not isinstance(data, Iterator):
+            other, other_staged = maker.make(mended[0], asked, mended[1])
             if other.faithful:
                 result, staged = other, other_staged
         return replace(result, output=str(deliver(staged, Path(output), faithful=result.faithful)))
 
 
-def _mended(config: PtqConfig, result: PtqResult) -> PtqConfig | None:
-    """Settings that the run found to be enough, where they change nothing that was asked for; None for none."""
-    enough = [one for one in result.advice if one.faithful and one.field == "refinements"]
-    if result.faithful or not config.mend or not enough:
+def _mended(config: PtqConfig, result: PtqResult) -> tuple[PtqConfig, str] | None:
+    """Settings that the run found to be enough, and a note that says so; None for none.
+
+    They change nothing that was asked for: equalisation is exact, and a layer that stays float is told.
+    """
+    if result.faithful or not config.mend:
         return None
-    return replace(config, refinements=("equalize", *config.refinements))
+    for advice in result.advice:
+        if advice.faithful and advice.field == "refinements":
+            note = "Mended: without equalisation the file was not faithful."
+            return replace(config, refinements=("equalize", *config.refinements)), note
+        if advice.faithful and advice.field == "skip":
+            layers = advice.value if isinstance(advice.value, tuple) else (advice.value,)
+            return skipping(config, layers), _kept_float(layers)
+    return None
+
+
+def _kept_float(layers: Sequence[str]) -> str:
+    return f"Mended: in INT8 the file was not faithful; kept float: {', '.join(layers)}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +243,7 @@ class _Maker:
     memory: Memory | None
     on_trial: Callable[[Trial], None]
 
-    def make(self, config: PtqConfig, asked: Sequence[EngineName]) -> tuple[PtqResult, Path]:
+    def make(self, config: PtqConfig, asked: Sequence[EngineName], note: str = "") -> tuple[PtqResult, Path]:
         """A file in the folder, and the result with its path as the output."""
         start = time.perf_counter()
         source = Source.of(self.data, self.original, config, self.preprocess)
@@ -245,7 +263,7 @@ class _Maker:
         def core(int8: Path) -> tuple[Path, Path] | None:
             return _cores(self.original, int8, staged.parent)
 
-        hearing = Hearing(self.path, made, source.judged(self.judge_data), config, again, core)
+        hearing = Hearing(self.path, made, source.judged(self.judge_data), config, again, staged.parent, core)
         results, advice, worst = hearing.of(staged, asked, self.output)
         result = PtqResult(
             output=str(staged),
@@ -257,7 +275,7 @@ class _Maker:
             refined=made.refined,
             normalization_error=error,
             engines=results,
-            notes=source.notes,
+            notes=(*((note,) if note else ()), *source.notes),
             advice=advice,
             worst=worst,
             histograms=made.histograms,
