@@ -227,6 +227,7 @@ Result run_benchmark(const Options& options) {
     Findings findings(job);
     Result result;
     result.engine_version = runner->version();
+    result.precision = runner->precision();
     result.image_shape = shape;
     result.batch_size = std::min(size, source->size());
     result.batches = job.batches;

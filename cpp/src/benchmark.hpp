@@ -14,6 +14,7 @@ namespace quantrim {
 
 struct Result {
     std::string engine_version;
+    std::string precision;  // of the layers that are not INT8
     std::vector<int64_t> image_shape;
     int64_t batch_size = 0;
     int64_t batches = 0;

@@ -243,6 +243,7 @@ public:
 
     const Port& image_input() const override { return image_; }
     std::string version() const override { return library_.version(); }
+    std::string precision() const override { return options_.precision == "file" ? "f32" : options_.precision; }
     std::unique_ptr<Request> request() override {
         return std::make_unique<OnnxRuntimeRequest>(library_, env_.get(), options_, inputs_);
     }

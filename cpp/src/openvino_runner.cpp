@@ -158,6 +158,12 @@ bool does_no_work(const std::string& kind) {
            kind == "Result";
 }
 
+// What a tuned file says of its layers that are not INT8 (quantrim.engines.base.PRECISION_KEY).
+std::string asked_precision(const ov::Model& model) {
+    const bool asks = model.has_rt_info("framework", "quantrim.precision");
+    return asks && model.get_rt_info<std::string>("framework", "quantrim.precision") == "bf16" ? "bf16" : "f32";
+}
+
 class OpenVinoRunner : public Runner {
 public:
     explicit OpenVinoRunner(const Options& options) : options_(options) {
@@ -170,6 +176,7 @@ public:
 
     const Port& image_input() const override { return image_; }
     std::string version() const override { return ov::get_openvino_version().buildNumber; }
+    std::string precision() const override { return precision_; }
     std::unique_ptr<Request> request() override { return std::make_unique<OpenVinoRequest>(model_, inputs_); }
 
     std::vector<LayerRun> profile(const Batch& batch, const std::vector<int64_t>& image_shape) override {
@@ -202,16 +209,19 @@ private:
                                                : ov::hint::PerformanceMode::THROUGHPUT),
             ov::enable_profiling(profiling),
         };
-        if (options_.precision == "f32") config.insert(ov::hint::inference_precision(ov::element::f32));
-        if (options_.precision == "bf16") config.insert(ov::hint::inference_precision(ov::element::bf16));
         try {
-            return core_.compile_model(core_.read_model(options_.infer_model), "CPU", config);
+            const auto model = core_.read_model(options_.infer_model);
+            precision_ = options_.precision == "file" ? asked_precision(*model) : options_.precision;
+            if (precision_ == "f32") config.insert(ov::hint::inference_precision(ov::element::f32));
+            if (precision_ == "bf16") config.insert(ov::hint::inference_precision(ov::element::bf16));
+            return core_.compile_model(model, "CPU", config);
         } catch (const std::exception& error) {
             throw BenchError(options_.infer_model + ": OpenVINO can't load it: " + reason(error));
         }
     }
 
     Options options_;
+    std::string precision_;
     ov::Core core_;
     ov::CompiledModel model_;
     Inputs inputs_;

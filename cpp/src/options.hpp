@@ -11,7 +11,7 @@ struct Options {
     std::string infer_model;
     std::string infer_data;             // empty: random images
     std::string engine = "openvino";    // or "onnxruntime"
-    std::string precision = "f32";      // of layers that are not INT8: f32, bf16 or auto
+    std::string precision = "file";     // of layers that are not INT8: file (as it asks), f32, bf16 or auto
     std::vector<int64_t> input_shape;   // C,H,W (or N,C,H,W); empty: the model's
     int64_t batch_size = 0;             // 0: the model's where it is fixed, else 50
     int64_t iterations = 0;             // batches; 0: all

@@ -89,7 +89,7 @@ std::string as_text(const Options& options, const Result& result) {
     std::ostringstream text;
     const Latency& l = result.latency;
     text << options.infer_model << " on " << options.engine << " " << result.engine_version << ", "
-         << options.precision << "\nthreads " << options.num_threads << ", streams " << options.streams
+         << result.precision << "\nthreads " << options.num_threads << ", streams " << options.streams
          << ", batch " << result.batch_size << " x " << spell(result.image_shape) << ", " << result.images
          << " images in " << result.batches << " batches, repeat " << options.repeat << ", warm-up "
          << options.warmup_size << "\n";
@@ -111,7 +111,7 @@ std::string as_text(const Options& options, const Result& result) {
 std::string as_json(const Options& options, const Result& result) {
     std::ostringstream text;
     text << "[\n  {\n    \"model\": " << quoted(options.infer_model) << ",\n    \"engine\": " << quoted(options.engine)
-         << ",\n    \"precision\": " << quoted(options.precision) << ",\n    \"threads\": " << options.num_threads
+         << ",\n    \"precision\": " << quoted(result.precision) << ",\n    \"threads\": " << options.num_threads
          << ",\n    \"streams\": " << options.streams << ",\n    \"batch_size\": " << result.batch_size
          << ",\n    \"latency_ms\": " << latency_json(result.latency) << ",\n    \"throughput\": "
          << number(result.throughput) << ",\n    \"runs\": " << result.runs << ",\n    \"images\": " << result.images;

@@ -52,6 +52,8 @@ public:
     virtual ~Runner() = default;
     virtual const Port& image_input() const = 0;
     virtual std::string version() const = 0;
+    // Of the layers that are not INT8, where it was chosen: f32, bf16 or auto.
+    virtual std::string precision() const = 0;
     virtual std::unique_ptr<Request> request() = 0;
     // Layers with the times of one run after a warm-up, measured apart from everything else.
     virtual std::vector<LayerRun> profile(const Batch& batch, const std::vector<int64_t>& image_shape) = 0;

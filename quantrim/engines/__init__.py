@@ -34,11 +34,11 @@ def open_session(
         EngineError: the engine is unknown, not installed, or refuses the file; the file is missing or damaged.
     """
     require_engine(engine)
-    asked = _precision_of(Path(path))
+    _require_whole(Path(path))
     if engine == "openvino":
         from quantrim.engines.openvino import OpenVinoSession
 
-        return OpenVinoSession(path, threads=threads, precision=precision or asked)
+        return OpenVinoSession(path, threads=threads, precision=precision)
     if engine == "onnxruntime":
         from quantrim.engines.onnxruntime import OnnxRuntimeSession
 
@@ -48,18 +48,15 @@ def open_session(
     return TensorRtSession(path, threads=threads, precision=precision or "f32")
 
 
-def _precision_of(path: Path) -> Precision:
-    """What a file asks for; and what is wrong with it, before an engine says so in its own words."""
+def _require_whole(path: Path) -> None:
+    """Say what is wrong with a file before an engine says it in its own words."""
     if not path.is_file():
         raise EngineError(f"{path}: {absence(path)}")
     if path.suffix == ".onnx":
         try:
-            proto = parse_onnx(path, external=False)
+            parse_onnx(path, external=False)
         except ModelError as error:
             raise EngineError(str(error)) from error
-        if any((entry.key, entry.value) == (PRECISION_KEY, "bf16") for entry in proto.metadata_props):
-            return "bf16"
-    return "f32"
 
 
 def require_engine(engine: str) -> None:

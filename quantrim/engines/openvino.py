@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from quantrim.engines.base import EngineName, LayerRun, Precision
+from quantrim.engines.base import PRECISION_KEY, EngineName, LayerRun, Precision
 from quantrim.errors import EngineError
 from quantrim.graph.ports import Port
 
@@ -29,7 +29,8 @@ class OpenVinoSession:
     Args:
         path: .onnx, .xml or .pdmodel file.
         threads: inference threads; None for all cores.
-        precision: type of the layers that are not INT8 ("f32", or "bf16" as INFERENCE_PRECISION_HINT).
+        precision: type of the layers that are not INT8 ("f32", or "bf16" as INFERENCE_PRECISION_HINT); None for
+            what the file asks for.
         streams: parallel streams; 1 for latency, more for throughput.
         profiling: collect the time of each layer.
 
@@ -44,14 +45,13 @@ class OpenVinoSession:
         path: str | Path,
         *,
         threads: int | None = None,
-        precision: Precision = "f32",
+        precision: Precision | None = None,
         streams: int = 1,
         profiling: bool = False,
     ) -> None:
-        self.path, self.precision, self.streams = Path(path), precision, streams
+        self.path, self.streams = Path(path), streams
         self.threads = threads or os.cpu_count() or 1
         config: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": streams,
             "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
@@ -60,6 +60,8 @@ class OpenVinoSession:
         try:
             core = ov.Core()
             model = core.read_model(self.path)
+            self.precision: Precision = precision or _asked_precision(model)
+            config["INFERENCE_PRECISION_HINT"] = self.precision
             self.compiled = core.compile_model(model, "CPU", config)
         except RuntimeError as error:
             raise EngineError(f"{self.path}: OpenVINO can't load it: {_reason(error)}") from error
@@ -96,6 +98,13 @@ class OpenVinoSession:
         operations = profiled.compiled.get_runtime_model().get_ordered_ops()
         runs = (_layer(operation, times) for operation in operations)
         return tuple(run for run in runs if run.kind not in _NO_WORK)
+
+
+def _asked_precision(model: ov.Model) -> Precision:
+    """What a tuned file says of its layers that are not INT8; OpenVINO keeps ONNX metadata in runtime info."""
+    path = ["framework", PRECISION_KEY]
+    asks = model.has_rt_info(path) and model.get_rt_info(path).astype(str) == "bf16"
+    return "bf16" if asks else "f32"
 
 
 def _layer(operation: ov.Node, times: Mapping[str, float]) -> LayerRun:

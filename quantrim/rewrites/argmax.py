@@ -56,7 +56,15 @@ def _keeps_order(node: ir.Node, axis: int, rank: int) -> bool:
 
 def _is_nearest(draft: Draft, node: ir.Node) -> bool:
     before, after = draft.shape(node.inputs[0] if node.inputs else None), draft.shape(node.outputs[0])
-    return node.op_type == "Resize" and is_spatial(node, before, after, frozenset({"nearest"}))
+    if node.op_type != "Resize" or not is_spatial(node, before, after, frozenset({"nearest"})):
+        return False
+    return all(_factor(*sizes)[1] == sizes[1] for sizes in zip(before[2:], after[2:], strict=True))
+
+
+def _factor(before: int, after: int) -> tuple[np.float32, int]:
+    """Scale between two sizes, and the size that a Resize by it gives: rounding may take one away."""
+    scale = np.float32(after) / np.float32(before)
+    return scale, int(np.floor(np.float32(before) * scale))
 
 
 def _apply(draft: Draft, site: Site) -> None:
@@ -98,11 +106,7 @@ def _before_resize(draft: Draft, node: ir.Node, resize: ir.Node) -> None:
     scales, after = array_of(operand(resize, 2)), draft.shape(resize.outputs[0])
     if scales is None or scales.size != 4:
         before = draft.shape(resize.inputs[0])
-        factors = [
-            1.0,
-            1.0,
-            *(np.float32(a) / np.float32(b) for a, b in zip(after[2:], before[2:], strict=True)),
-        ]
+        factors = [1.0, 1.0, *(_factor(*sizes)[0] for sizes in zip(before[2:], after[2:], strict=True))]
         factor = draft.constant(f"{name}_scales", np.array(factors, np.float32))
     else:
         factor = resize.inputs[2]  # type: ignore[assignment]

@@ -42,7 +42,8 @@ def _sums(draft: Draft, add: ir.Node) -> Iterator[Site]:
     plain = [node for node in plain if draft.reader(node.outputs[0]) is add]
     shapes = [draft.shape(value) for node in plain for value in (node.inputs[0], node.inputs[1])]
     names = tuple(str(node.name) for node in (add, *plain))
-    if len(plain) == 2 and plain[0].inputs[0] is plain[1].inputs[0] and _fit(*plain):
+    results = {draft.shape(node.outputs[0]) for node in plain}
+    if len(plain) == 2 and len(results) == 1 and plain[0].inputs[0] is plain[1].inputs[0] and _fit(*plain):
         yield Site(_NAME, "convolutions", names, spell(*shapes))
         return
     for node in plain:

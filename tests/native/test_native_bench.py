@@ -270,3 +270,13 @@ def test_options_may_be_spelled_with_either_dash_and_booleans_are_booleans(binar
     assert done.returncode == 0, done.stderr
     assert "24 images in 3 batches" in done.stdout
     assert "precision  kind" not in done.stdout
+
+
+def test_a_tuned_file_is_run_in_the_precision_that_it_asks_for(row, residual_onnx, tmp_path):
+    model = onnx.load(residual_onnx)
+    onnx.helper.set_model_props(model, {"quantrim.precision": "bf16"})
+    onnx.save(model, tmp_path / "tuned.onnx")
+    settings = {"infer_model": tmp_path / "tuned.onnx", "iterations": 1}
+    assert row(**settings)["precision"] == "bf16"
+    assert row(**settings, precision="f32")["precision"] == "f32"
+    assert row(infer_model=residual_onnx, iterations=1)["precision"] == "f32"
