@@ -11,13 +11,13 @@ from quantrim.cli.output import JsonOption, console_for, emit_json
 
 
 def example(
-    folder: Annotated[Path, typer.Argument(help="Where they go.")] = Path("example"),
+    save_dir: Annotated[Path, typer.Option(help="Where they go.")] = Path("example"),
     json_target: JsonOption = None,
 ) -> None:
     """Write a small trained model, real images and a deploy.yaml, to try every verb on."""
     from quantrim.recipes.example import write_example
 
-    made = write_example(folder)
+    made = write_example(save_dir)
     console_for(json_target).print(
         f"{made.model}, {made.count} images in {made.images}, their classes in {made.labels}", markup=False
     )

@@ -61,7 +61,7 @@ class EngineResult:
         return f"{ruling(self.judgement, name)} {pace(self.times, name)} {share}"
 
     def to_json(self) -> dict[str, Any]:
-        """The contract's keys."""
+        """Plain values by the keys of the documented JSON schema."""
         times = self.times.latencies
         return {
             "headline": self.headline,

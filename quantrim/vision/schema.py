@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from quantrim.errors import did_you_mean
+from quantrim.errors import DataError, did_you_mean
 from quantrim.vision import losses
 from quantrim.vision.fields import Classes, Count, Pair, Positive, Section, Share, Transforms
 
@@ -95,8 +95,19 @@ class _Paths(DataSpec):
         return {*cls.model_fields, f"{given.get('mode')}_path"}
 
     def part(self, default: str) -> Path:
-        """The list, or the folder, of the mode."""
-        return self.dataset_root / str(getattr(self, f"{self.mode}_path", None) or default.format(self.mode))
+        """The list, or the folder, of the mode: as PaddleSeg opens it, as it is written; else below the root.
+
+        Raises:
+            DataError: a path was given, and neither is there.
+        """
+        given: str | None = getattr(self, f"{self.mode}_path", None)
+        if given is None:
+            return self.dataset_root / default.format(self.mode)
+        places = [Path(given), self.dataset_root / given]
+        found = next((place for place in places if place.exists()), None)
+        if found is None:
+            raise DataError(f"{self.mode}_path: neither {places[0]} nor {places[1]} exists.")
+        return found
 
 
 class _Listed(_Paths):

@@ -35,7 +35,7 @@ def test_the_example_is_a_trained_model_that_stays_right_in_int8(tmp_path):
 
 
 def test_the_verb_writes_it_again_and_keeps_a_model_of_the_users_own(tmp_path):
-    words = ["example", str(tmp_path / "example")]
+    words = ["example", "--save-dir", str(tmp_path / "example")]
     assert CliRunner().invoke(app, words).exit_code == 0
     assert CliRunner().invoke(app, words).exit_code == 0
     (tmp_path / "example" / "model.onnx").write_bytes(b"mine")
