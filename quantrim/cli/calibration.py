@@ -114,6 +114,13 @@ def chosen_deploy(
     return None if asked else next(filter(None, (deploy_of(model, deploy) for model in models)), None)
 
 
+def is_detector_file(deploy: Path | None) -> bool:
+    """Whether ``deploy.yaml`` says that the model is a detector."""
+    from quantrim.recipes.deployment import read_deployment
+
+    return deploy is not None and read_deployment(deploy).task == "detection"
+
+
 def prepared_by(
     data: Path, deploy: Path | None, preprocess: ImagePreprocess | Callable[[Path], np.ndarray]
 ) -> str:

@@ -132,10 +132,25 @@ def evaluate(
 
         loaded = load(read_config(config, sets, trust_code), weights, device)
         views = views_from(loaded.config, scales, flip, flip_vertical, crop_size, stride, is_slide)
-        predict = views.of(predictor_of(loaded, model, engine, threads, device))
-        metrics = run(predict, loaded.data, batch_size=batch_size or 8, limit=limit, seed=seed)
+        if loaded.facts.task == "detection":
+            metrics = _of_boxes(loaded, model, engine, threads, batch_size or 8, limit)
+        else:
+            predict = views.of(predictor_of(loaded, model, engine, threads, device))
+            metrics = run(predict, loaded.data, batch_size=batch_size or 8, limit=limit, seed=seed)
     show_metrics(console_for(json_target), metrics)
     emit_json({"command": "evaluate", "model": str(model or weights), "metrics": metrics}, json_target)
+
+
+def _of_boxes(
+    loaded: Loaded, model: Path | None, engine: str, threads: int | None, batch_size: int, limit: int | None
+) -> dict[str, Any]:
+    from quantrim.engines import open_session
+    from quantrim.recipes.judging import task_judge
+
+    judge = task_judge(loaded.config, data=loaded.data, batch_size=batch_size, limit=limit)
+    if model is None:
+        return judge.of_module(loaded.model)
+    return judge.of_session(open_session(model, engine, threads=threads))
 
 
 def show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:

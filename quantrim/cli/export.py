@@ -34,7 +34,9 @@ def export(
     ] = None,
     save_dir: Annotated[Path | None, typer.Option(help="Instead: folder for model.onnx.")] = None,
     input_shape: InputShapeOption = None,
-    output_op: Annotated[str, typer.Option(help="none, argmax or softmax behind the logits.")] = "none",
+    output_op: Annotated[
+        str, typer.Option(help="none, argmax or softmax; of a detector raw, decoded or nms.")
+    ] = "none",
     tune: TuneOption = False,
     tune_seconds: TuneSecondsOption = TUNE_SECONDS,
     engine: Annotated[

@@ -54,6 +54,7 @@ def predict(
     aug_pred: AugmentedOption = False,
     is_slide: SlideOption = False,
     custom_color: ColorOption = None,
+    score: Annotated[float, typer.Option(min=0, max=1, help="Boxes below are not told.")] = 0.25,
     device: DeviceOption = "auto",
     threads: AllThreadsOption = None,
     sets: SetOption = None,
@@ -64,6 +65,9 @@ def predict(
 
     The data set of the configuration need not be on this disk.
     """
+    from quantrim.detection import Thresholds
+    from quantrim.engines import open_session
+    from quantrim.recipes.boxes import boxes_run, only_output
     from quantrim.recipes.loading import load
     from quantrim.recipes.predict import Prediction, palette_of, predict_files
     from quantrim.vision.config import export_transforms
@@ -75,14 +79,22 @@ def predict(
     loaded = load(read_config(config, sets, trust_code), weights, device)
     views = views_from(loaded.config, scales, flip, flip_vertical, crop_size, stride, is_slide)
     _, transforms = export_transforms(loaded.config)
-    run = views.of(predictor_of(loaded, model, engine, threads, device))
     facts = loaded.facts
-    how = Prediction(facts.task, transforms, facts.names, facts.shape[2], palette)
-    results, _ = predict_files(lambda batch: [run(batch)], images, how, save_dir, batch_size=batch_size)
+    if facts.task == "detection":
+        run, decoder = boxes_run(
+            loaded, None if model is None else open_session(model, engine, threads=threads)
+        )
+        told = Thresholds(score=score)
+        how = Prediction("detection", transforms, facts.names, facts.shape[2], palette, decoder, told)
+    else:
+        predict_one = views.of(predictor_of(loaded, model, engine, threads, device))
+        how = Prediction(facts.task, transforms, facts.names, facts.shape[2], palette)
+        run = only_output(predict_one)
+    results, _ = predict_files(run, images, how, save_dir, batch_size=batch_size)
     console = console_for(json_target)
     for result in results:
         console.print(line_of(result), markup=False)
-    if facts.task == "segmentation":
+    if facts.task != "classification":
         console.print(f"images are in {save_dir}")
     emit_json({"command": "predict", "results": results}, json_target)
 

@@ -18,6 +18,7 @@ from quantrim.cli.calibration import (
     MeanOption,
     StdOption,
     chosen_deploy,
+    is_detector_file,
     judging_samples,
     prepared_by,
     preprocess_of,
@@ -65,6 +66,12 @@ def ptq(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a forward pass.")] = 2,
     op_types: Annotated[str | None, typer.Option(help="Quantize these ops only, e.g. conv,linear.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Glob on node names that stay float.")] = None,
+    float_heads: Annotated[
+        bool | None,
+        typer.Option(
+            "--float-heads/--int8-heads", help="Output layers stay float; so by default of detectors."
+        ),
+    ] = None,
     skip_tensor: Annotated[list[str] | None, typer.Option(help="Tensor whose readers stay float.")] = None,
     same_scale: Annotated[
         list[str] | None, typer.Option(metavar="A,B", help="Tensors that share scale and zero point.")
@@ -129,6 +136,7 @@ def ptq(
             hist_percent=hist_percent,
             op_types=parse_words(op_types) or None,
             skip=skip or (),
+            float_heads=is_detector_file(deploy) if float_heads is None else float_heads,
             skip_tensors=skip_tensor or (),
             same_scale=[parse_words(names) for names in same_scale or ()],
             overrides=[_override(text) for text in override or ()],

@@ -75,7 +75,9 @@ def qat(
     amp: AmpOption = False,
     ema_decay: EmaOption = None,
     use_tensorboard: TensorboardOption = False,
-    output_op: Annotated[str, typer.Option(help="none, argmax or softmax behind the logits.")] = "none",
+    output_op: Annotated[
+        str, typer.Option(help="none, argmax or softmax; of a detector raw, decoded or nms.")
+    ] = "none",
     seed: SeedOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 1,
@@ -189,9 +191,9 @@ def distillation(wanted: bool, features: str | None) -> Any:
 
 
 def checked_output_op(word: str) -> Any:
-    """One of none, argmax, softmax."""
-    if word not in ("none", "argmax", "softmax"):
-        raise ConfigError(f"--output-op {word!r}; legal: none, argmax, softmax.")
+    """One of none, argmax, softmax, and a detector's raw, decoded, nms."""
+    if word not in ("none", "argmax", "softmax", "raw", "decoded", "nms"):
+        raise ConfigError(f"--output-op {word!r}; legal: none, argmax, softmax, raw, decoded, nms.")
     return word
 
 

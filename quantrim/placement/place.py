@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from quantrim.errors import ConfigError, did_you_mean
 from quantrim.graph.ops import EXACT_OPS, LINEAR_OPS, PRODUCT_OPS, having
 from quantrim.graph.view import Graph, Node
+from quantrim.placement.heads import head_layers
 from quantrim.placement.plan import Plan, WeightQuantization
 from quantrim.targets.base import Target
 
@@ -39,6 +40,7 @@ class Selection:
         float_nodes: names of nodes that a search for accuracy keeps float.
         skip_tensors: names of tensors that no node may read quantized.
         same_scale: sets of tensors that share scale and zero point.
+        float_heads: the layers that make the outputs stay float (:mod:`quantrim.placement.heads`).
     """
 
     skip: tuple[str, ...] = ()
@@ -46,6 +48,7 @@ class Selection:
     float_nodes: frozenset[str] = frozenset()
     skip_tensors: tuple[str, ...] = ()
     same_scale: tuple[tuple[str, ...], ...] = ()
+    float_heads: bool = False
 
     def refuses(self, node: Node) -> str | None:
         """Why the user keeps this node float, or None."""
@@ -84,6 +87,8 @@ def place(graph: Graph, target: Target, selection: Selection = EVERYTHING) -> Pl
         ConfigError: a skip glob matches nothing, or an op type is unknown to the target.
     """
     _check_selection(graph, target, selection)
+    if selection.float_heads:
+        selection = replace(selection, float_nodes=selection.float_nodes | head_layers(graph))
     makers = _makers(graph, target)
     seeds, refused = _seeds(graph, target, selection)
     int8 = _spread(graph, target, selection, seeds, makers)

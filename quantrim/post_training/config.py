@@ -36,6 +36,7 @@ class PtqConfig:
         skip: globs on names of nodes that stay float.
         skip_tensors: names of tensors whose readers stay float.
         same_scale: sets of names of tensors that share scale and zero point.
+        float_heads: keep the layers that make the outputs float, as detectors want it.
         overrides: (glob on tensor names, estimator) pairs; the first that matches wins.
         refinements: any of "equalize", "adaround", "bias", run in this order; each is kept only where it
             lowers the error at the outputs. Bias correction is the default: of all options it brings most
@@ -68,6 +69,7 @@ class PtqConfig:
     skip: tuple[str, ...] = ()
     skip_tensors: tuple[str, ...] = ()
     same_scale: tuple[tuple[str, ...], ...] = ()
+    float_heads: bool = False
     overrides: tuple[tuple[str, Algo], ...] = ()
     refinements: tuple[Refinement, ...] = ("bias",)
     reduce_range: bool = False
@@ -127,7 +129,13 @@ class PtqConfig:
     @property
     def selection(self) -> Selection:
         """What the user keeps float."""
-        return Selection(self.skip, self.op_types, skip_tensors=self.skip_tensors, same_scale=self.same_scale)
+        return Selection(
+            self.skip,
+            self.op_types,
+            skip_tensors=self.skip_tensors,
+            same_scale=self.same_scale,
+            float_heads=self.float_heads,
+        )
 
     @property
     def levels(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,21 +12,20 @@ from quantrim.compression.judge import Judge, metric_judge
 from quantrim.compression.result import Candidate, CompressResult
 from quantrim.compression.tuning import Tuning
 from quantrim.compression.variants import Variant
-from quantrim.engines import EngineName, Session
+from quantrim.engines import EngineName
 from quantrim.engines.trial import EngineResult
 from quantrim.errors import ConfigError
 from quantrim.pruning.cost.latency import Engine
 from quantrim.recipes.calibration import calibration_pairs
 from quantrim.recipes.deploy import carry_deploy
+from quantrim.recipes.judging import task_judge
 from quantrim.recipes.loading import load
 from quantrim.recipes.prune import PruneRecipe, prune_config
 from quantrim.recipes.qat import QatRecipe, train_quantized
 from quantrim.recipes.runs import best_key, export
 from quantrim.scratch import scratch_folder
-from quantrim.vision.config import Config, build_data
-from quantrim.vision.evaluate import engine_predictor, evaluate
+from quantrim.vision.config import Config
 from quantrim.vision.train import TrainSettings
-from quantrim.vision.views import views_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +55,10 @@ def config_judge(config: Config, images: int | None = None) -> Judge:
     Raises:
         ConfigError: there is no validation set.
     """
-    data, views, key = build_data(config, "val_dataset"), views_of(config), best_key(config)
+    judge, key = task_judge(config, limit=images), best_key(config)
+    data = judge.data
     count = min(len(data), images or len(data))
-
-    def metrics(session: Session) -> Mapping[str, float | list[float]]:
-        return evaluate(views.of(engine_predictor(session)), data, limit=count)
-
-    return metric_judge(metrics, key, count, 100 / count if data.task == "classification" else None)
+    return metric_judge(judge.of_session, key, count, 100 / count if data.task == "classification" else None)
 
 
 def compress_config(

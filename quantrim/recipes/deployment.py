@@ -24,7 +24,7 @@ class _Deploy(BaseModel):
     transforms: Transforms
     model: str | None = None
     task: str | None = None
-    output: Literal["none", "argmax", "softmax"] = "none"
+    output: Literal["none", "argmax", "softmax", "raw", "decoded", "nms"] = "none"
     classes: tuple[str, ...] = ()
     precision: str | None = None
     channels: Literal[1, 3] = 3
@@ -45,7 +45,8 @@ class Deployment:
             not say.
         class_names: names of the classes, none where it does not say.
         model: the file, beside ``deploy.yaml``; None where it does not say.
-        output: what stands behind the logits: "none", "argmax" or "softmax".
+        output: what stands behind the logits ("none", "argmax", "softmax") or a detector's maps ("raw",
+            "decoded", "nms").
         channels: of the images.
         precision: in which the file shall run; None for the engine's own choice of FP32.
         decoder: what the outputs of a detector mean.

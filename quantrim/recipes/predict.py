@@ -123,7 +123,8 @@ def _shown(told: Any, item: _Item, how: Prediction, save_dir: Path, source: Path
     if isinstance(told, Detections):
         height, width = item.sample.image.shape[:2]
         found = replace(told, boxes=undo_boxes(told.boxes, item.sample.steps, (height, width)))
-        _save(save_dir / "added_prediction" / _below(item.path, source), boxed(item.image, found, how.palette))
+        shown = boxed(item.image, found, how.class_names, how.palette)
+        _save(save_dir / "added_prediction" / _below(item.path, source), shown)
         rows = zip(found.labels, found.scores, found.boxes, strict=True)
         return {
             "boxes": [
@@ -187,13 +188,23 @@ def overlaid(image: np.ndarray, classes: np.ndarray, palette: np.ndarray = PALET
     return (0.6 * image + 0.4 * palette[classes.astype(np.int64) % len(palette)]).astype(np.uint8)
 
 
-def boxed(image: np.ndarray, found: Detections, palette: np.ndarray = PALETTE) -> Image.Image:
-    """The image with a frame around each box, in the colour of its class."""
-    canvas = np.ascontiguousarray(image)
-    for label, box in zip(found.labels, found.boxes, strict=True):
-        left, top, right, bottom = (round(float(edge)) for edge in box)
-        color = [int(value) for value in palette[(int(label) + 1) % len(palette)]]
-        cv2.rectangle(canvas, (left, top), (right, bottom), color, 2)
+def boxed(
+    image: np.ndarray, found: Detections, names: Sequence[str] = (), palette: np.ndarray = PALETTE
+) -> Image.Image:
+    """The image, uint8 (H, W, 3), with each box, its class and score in the class's colour; the best on top."""
+    canvas = np.array(image, np.uint8, order="C")
+    thick, size = max(1, round(max(canvas.shape[:2]) / 300)), max(0.35, max(canvas.shape[:2]) / 1200)
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    for place in reversed(range(len(found))):
+        label = int(found.labels[place])
+        color = [int(value) for value in palette[(label + 1) % len(palette)]]
+        left, top, right, bottom = (round(float(edge)) for edge in found.boxes[place])
+        cv2.rectangle(canvas, (left, top), (right, bottom), color, thick)
+        text = f"{_class_name(label, names)} {found.scores[place]:.2f}"
+        (width, height), below = cv2.getTextSize(text, font, size, 1)
+        foot = max(top, height + below)
+        cv2.rectangle(canvas, (left, foot - height - below), (left + width, foot), color, -1)
+        cv2.putText(canvas, text, (left, foot - below // 2), font, size, (255, 255, 255), 1, cv2.LINE_AA)
     return Image.fromarray(canvas)
 
 

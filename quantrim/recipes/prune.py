@@ -344,7 +344,7 @@ class _Run:
             settings,
             data,
             folder,
-            loss_fn=build_loss(self.config, data.ignore_index),
+            loss_fn=build_loss(self.config, data.ignore_index, self.loaded.model),
             optimizer=optimizer,
             scheduler=scheduler,
             validate=lambda module: {settings.best_key: self.judge(module)},

@@ -30,16 +30,17 @@ from quantrim.qat.config import QATConfig
 from quantrim.qat.export.export import ExportResult
 from quantrim.qat.qat import QAT
 from quantrim.recipes.calibration import calibration_pairs
+from quantrim.recipes.judging import task_judge
 from quantrim.recipes.loading import QUANTIZATION_FILE, Loaded, load_float, write_quantization
-from quantrim.recipes.runs import append_output_op, validation, write_deploy
+from quantrim.recipes.runs import finish_output, validation, write_deploy
 from quantrim.rewrites import Memory, tune_file
 from quantrim.scratch import claiming, scratch_folder
 from quantrim.targets import target_named
 from quantrim.vision.config import Config, build_data, build_loss, build_optimizer
-from quantrim.vision.evaluate import engine_predictor, evaluate
+from quantrim.vision.models.detection import is_detector
 from quantrim.vision.train import TrainResult, TrainSettings, train
 
-OutputOp = Literal["none", "argmax", "softmax"]
+OutputOp = Literal["none", "argmax", "softmax", "raw", "decoded", "nms"]
 #: QAT's learning rate over the configuration's, as PaddleSeg's tutorial has it.
 RATE_SHARE = 0.1
 #: Share of the run after which ranges and BatchNorm statistics stand still.
@@ -57,7 +58,7 @@ class QatRecipe:
         samples: calibration samples.
         learning_rate: of the float weights; a tenth of the configuration's when None.
         distillation: learn from the FP32 model, too; None for labels alone.
-        output_op: what stands behind the logits in the file.
+        output_op: what stands behind the logits, or the maps of a detector, in the file.
         threads: CPU threads of the latency measurement.
         engines: engines to ask; those of the target that are installed when None.
         tune_seconds: time for rewrites that the engines run faster; 0 for none.
@@ -164,9 +165,8 @@ def train_quantized(
     metrics = {} if judge is None else {"fp32": float(judge(loaded.model)[key])}
     teacher = copy.deepcopy(loaded.model)
     example = loaded.data[0][0][None]
-    qat = QAT(
-        loaded.model, example, target=recipe.target, config=_scheduled(recipe.config, settings.iterations)
-    )
+    chosen_config = _with_float_heads(_scheduled(recipe.config, settings.iterations), loaded.model)
+    qat = QAT(loaded.model, example, target=recipe.target, config=chosen_config)
     qat.calibrate(picture[None] for picture, _ in calibration_pairs(config, recipe.samples))
     if judge is not None:
         metrics["ptq"] = float(judge(qat.module)[key])
@@ -187,8 +187,8 @@ def train_quantized(
     engines, float_mb = _ask(exported, loaded, recipe)
     if engines:
         session = open_session(exported.path, engines[0].verdict.engine)
-        metrics["engine"] = float(evaluate(engine_predictor(session), loaded.data)[key])  # type: ignore[arg-type]
-    append_output_op(exported.path, recipe.output_op)
+        metrics["engine"] = float(task_judge(config, data=loaded.data).of_session(session)[key])  # type: ignore[arg-type]
+    finish_output(exported.path, replace(loaded, model=teacher), recipe.output_op)
     tuning = _tuned(exported.path, recipe)
     write_deploy(exported.path, loaded, recipe.output_op)
     run = QatRun(
@@ -205,6 +205,13 @@ def train_quantized(
     )
     write_json(save_dir / "qat.json", run.to_json())
     return run
+
+
+def _with_float_heads(config: QATConfig, model: nn.Module) -> QATConfig:
+    """A detector's output layers stay float, as PaddleDetection's ``not_quant_pattern yolo_output`` asks."""
+    if not is_detector(model):
+        return config
+    return replace(config, skip=(*config.skip, *model.head_outputs))
 
 
 def _weights(path: str) -> dict[str, Tensor]:
@@ -257,7 +264,7 @@ def _train(
             settings,
             data,
             save_dir,
-            loss_fn=build_loss(config, data.ignore_index),
+            loss_fn=build_loss(config, data.ignore_index, teacher),
             optimizer=optimizer,
             scheduler=scheduler,
             validate=judge,

@@ -17,7 +17,9 @@ from quantrim.graph import read_onnx
 from quantrim.graph.from_torch import export_onnx
 from quantrim.graph.session import save_model
 from quantrim.pruning.plan import load_trained
+from quantrim.recipes.boxes import deploy_keys, export_detector, finish, require_output_op
 from quantrim.recipes.fetch import local_file
+from quantrim.recipes.judging import KEYS, detection_test, task_judge
 from quantrim.recipes.loading import Loaded, example_of
 from quantrim.scratch import claiming
 from quantrim.vision.config import (
@@ -29,9 +31,7 @@ from quantrim.vision.config import (
     data_facts,
     export_transforms,
 )
-from quantrim.vision.evaluate import evaluate, torch_predictor
 from quantrim.vision.train import TrainResult, TrainSettings, train
-from quantrim.vision.views import views_of
 
 
 @claiming
@@ -62,7 +62,7 @@ def train_config(
         settings,
         train_set,
         save_dir,
-        loss_fn=build_loss(config, train_set.ignore_index),
+        loss_fn=build_loss(config, train_set.ignore_index, model),
         optimizer=optimizer,
         scheduler=scheduler,
         validate=judge,
@@ -74,18 +74,18 @@ def train_config(
 
 def validation(config: Config, limit: int | None = None) -> Callable[[nn.Module], dict[str, Any]]:
     """Function module → metrics on the validation set, as ``test_config`` says; of lists, the class IoU."""
-    data, views = build_data(config, "val_dataset"), views_of(config)
+    judged = task_judge(config, limit=limit)
 
     def judge(model: nn.Module) -> dict[str, Any]:
-        metrics = evaluate(views.of(torch_predictor(model)), data, limit=limit)
+        metrics = judged.of_module(model)
         return {key: value for key, value in metrics.items() if isinstance(value, float) or key == "class_iou"}
 
     return judge
 
 
 def best_key(config: Config) -> str:
-    """Metric that decides: mIoU for segmentation, top-1 for classification."""
-    return "mIoU" if data_facts(config).task == "segmentation" else "top1"
+    """Metric that decides: mIoU for segmentation, top-1 for classification, mAP for detection."""
+    return KEYS[data_facts(config).task]
 
 
 def example_input(loaded: Loaded, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -127,7 +127,7 @@ def export(
         loaded: model and data.
         output: .onnx file.
         shape: fixed input shape; the first picture's with an open batch by default.
-        output_op: "none", "argmax" or "softmax".
+        output_op: "none", "argmax" or "softmax"; of a detector "raw" (as "none"), "decoded" or "nms".
         opset: ONNX opset, 17 or newer; 18 or newer for quantized weights.
 
     Returns:
@@ -137,7 +137,10 @@ def export(
         ConfigError: unknown output_op.
         ModelError: the export fails or computes something else.
     """
-    if output_op not in ("none", "argmax", "softmax"):
+    boxes = loaded.facts.task == "detection"
+    if boxes:
+        require_output_op(output_op)
+    elif output_op not in ("none", "argmax", "softmax"):
         raise ConfigError(f"output_op {output_op!r}; legal: none, argmax, softmax.", field="output_op")
     require_onnx_output(output)
     channels = loaded.facts.shape[2]
@@ -151,8 +154,13 @@ def export(
         made = loaded.qat.export(
             output, example, dynamic_batch=shape is None, opset=max(18, opset), input_names=["image"]
         )
-        append_output_op(made.path, output_op)
+        finish_output(made.path, loaded, output_op)
         difference = made.agreement.output_difference
+    elif boxes:
+        thresholds = detection_test(loaded.config).thresholds
+        difference = export_detector(
+            loaded.model, example, Path(output), output_op, thresholds, dynamic=shape is None, opset=opset
+        )
     else:
         difference = export_onnx(
             _Deployed(loaded.model, output_op),
@@ -165,6 +173,14 @@ def export(
         )
     write_deploy(Path(output), loaded, output_op)
     return difference
+
+
+def finish_output(path: Path, loaded: Loaded, output_op: str) -> None:
+    """Put behind the outputs of a quantized file what ``output_op`` says, in float."""
+    if loaded.facts.task == "detection":
+        finish(path, loaded.model, output_op, detection_test(loaded.config).thresholds)
+    else:
+        append_output_op(path, output_op)
 
 
 def append_output_op(path: Path, output_op: str) -> None:
@@ -202,4 +218,6 @@ def write_deploy(model_path: Path, loaded: Loaded, output_op: str) -> None:
     }
     if loaded.facts.shape[2] == 1:
         content["channels"] = 1
+    if loaded.facts.task == "detection":
+        content |= deploy_keys(loaded.model, output_op, detection_test(loaded.config).thresholds)
     write_text(model_path.with_name("deploy.yaml"), yaml.safe_dump({"Deploy": content}, sort_keys=False))

@@ -21,14 +21,16 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from quantrim.errors import ConfigError
+from quantrim.errors import ConfigError, ModelError
 from quantrim.vision import losses
 from quantrim.vision.data.build import Facts, facts_of, open_data
 from quantrim.vision.data.datasets import VisionData, batches_per_epoch
 from quantrim.vision.data.sample import Transform
+from quantrim.vision.detection import DETECTION_LOSSES, detection_loss
 from quantrim.vision.document import Document, read_document
 from quantrim.vision.fields import key_and_rule
 from quantrim.vision.models import model_from_spec
+from quantrim.vision.models.detection import is_detector, require_detector
 from quantrim.vision.schedules import Factor, cosine, piecewise, polynomial, warmed
 from quantrim.vision.schema import (
     LOSSES,
@@ -163,15 +165,39 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         raise config.fail("model", str(error)) from error
 
 
-def build_loss(config: Config, ignore_index: int) -> LossFunction:
-    """One loss for each output of the model, with coefficients.
+def build_loss(config: Config, ignore_index: int, model: nn.Module | None = None) -> LossFunction:
+    """One loss for each output of the model, with coefficients; of a detector one for all its maps.
+
+    Args:
+        config: with or without a loss; a detector's own is its default.
+        ignore_index: label of the data set that doesn't count.
+        model: what is trained, for detectors; a fresh one of the configuration by default.
 
     Raises:
-        ConfigError: the loss ignores another label than the data set.
+        ConfigError: the loss ignores another label than the data set, or is of another task.
     """
     spec = config.spec.loss
+    kinds = [entry.type for entry in spec.types]
+    unset = "loss" not in config.spec.model_fields_set
+    if any(kind in DETECTION_LOSSES for kind in kinds) or (unset and model is not None and is_detector(model)):
+        return _boxes_loss(config, model)
     parts = [_loss(config, entry, ignore_index) for entry in spec.types]
     return losses.Weighted(parts, spec.coef, partial(config.fail, "loss.coef"))
+
+
+def _boxes_loss(config: Config, model: nn.Module | None) -> LossFunction:
+    entry = config.spec.loss.types[0] if "loss" in config.spec.model_fields_set else None
+    if entry is not None and len(config.spec.loss.types) > 1:
+        raise config.fail("loss.types", "a detector has one loss for all its maps; give one type.")
+    if model is None:
+        model = build_model(config, config.spec.model.num_classes or 1)
+    try:
+        decoder = require_detector(model).decoder
+        if entry is None:
+            return detection_loss(decoder)
+        return detection_loss(decoder, entry.type, **entry.arguments())
+    except (ConfigError, ModelError) as error:
+        raise config.fail("loss.types", str(error)) from error
 
 
 def _loss(config: Config, spec: LossSpec, ignore_index: int) -> losses.Loss:

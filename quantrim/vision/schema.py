@@ -23,8 +23,10 @@ from pydantic import (
     model_validator,
 )
 
+from quantrim.detection import VocStyle
 from quantrim.errors import DataError, did_you_mean
 from quantrim.vision import losses
+from quantrim.vision.detection import DETECTION_LOSSES
 from quantrim.vision.fields import Classes, Count, Pair, Positive, Section, Share, Transforms
 
 
@@ -149,6 +151,46 @@ class Cifar10(_Split):
     type: Literal["Cifar10"]
 
 
+class _Boxes(DataSpec):
+    """A set of boxes.
+
+    A training batch is resized to one of ``batch_sides``, whatever the aspect; of more than ``max_objects``
+    objects the largest are learned.
+    """
+
+    max_objects: Count = 50
+    batch_sides: tuple[Annotated[int, Field(ge=32, le=2**13)], ...] = ()
+
+
+class SyntheticScenes(_Boxes):
+    """Generated scenes; ``items`` is the folder of Fashion-MNIST, ``photographs`` one of grounds."""
+
+    type: Literal["SyntheticScenes"]
+    mode: Literal["train", "val", "test"] = "train"
+    count: Count | None = None
+    size: Annotated[int, Field(ge=32, le=2**12)] = 192
+    seed: Annotated[int, Field(ge=0)] = 0
+    difficulty: Annotated[float, Field(ge=0, le=1)] = 0.5
+    items: Path | None = None
+    photographs: Path | None = None
+
+
+class VOCDataSet(_Boxes):
+    """PASCAL VOC's XML: a list of names or of image and annotation, and PaddleDetection's label list."""
+
+    type: Literal["VOCDataSet"]
+    anno_path: str | None = None
+    label_list: str | None = None
+
+
+class COCODataSet(_Boxes):
+    """COCO's JSON and the folder of its images."""
+
+    type: Literal["COCODataSet"]
+    anno_path: str
+    image_dir: str = ""
+
+
 AnyData = Annotated[
     SyntheticOpticDisc
     | OpticDiscSeg
@@ -158,7 +200,10 @@ AnyData = Annotated[
     | ImageList
     | ImageFolder
     | FashionMNIST
-    | Cifar10,
+    | Cifar10
+    | SyntheticScenes
+    | VOCDataSet
+    | COCODataSet,
     Field(discriminator="type"),
 ]
 #: What ``type:`` of a data set may say.
@@ -303,8 +348,9 @@ class LossSpec(Section):
 
 def _loss_model(kind: str) -> type[LossSpec]:
     """Model of a loss after the signature of its function: what stands behind logits and labels."""
-    hints = typing.get_type_hints(LOSSES[kind])
-    taken = [one for one in inspect.signature(LOSSES[kind]).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    function = LOSSES[kind] if kind in LOSSES else DETECTION_LOSSES[kind][0]
+    hints = typing.get_type_hints(function)
+    taken = [one for one in inspect.signature(function).parameters.values() if one.kind is one.KEYWORD_ONLY]
     fields: dict[str, Any] = {one.name: (hints[one.name], one.default) for one in taken}
     return create_model(kind, __base__=LossSpec, type=(Literal[kind], ...), **fields)  # type: ignore[arg-type]
 
@@ -328,7 +374,7 @@ if TYPE_CHECKING:
     AnyLoss = LossSpec
 else:
     AnyLoss = Annotated[
-        Union[(MixedLoss, *map(_loss_model, LOSSES))],
+        Union[(MixedLoss, *map(_loss_model, (*LOSSES, *DETECTION_LOSSES)))],
         Field(discriminator="type"),
     ]
 MixedLoss.model_rebuild()
@@ -349,7 +395,11 @@ class LossesSpec(Section):
 
 
 class TestSpec(Section):
-    """Scales and flips count with ``aug_eval: True``, crop_size and stride with ``is_slide: True``."""
+    """How a model is judged.
+
+    Scales and flips count with ``aug_eval: True``, crop_size and stride with ``is_slide: True``. The other keys
+    are of detectors, in PaddleDetection's words.
+    """
 
     aug_eval: bool = False
     scales: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = (1.0,)
@@ -358,6 +408,12 @@ class TestSpec(Section):
     is_slide: bool = False
     crop_size: Pair | None = None
     stride: Pair | None = None
+    metric: Literal["COCO", "VOC"] = "COCO"
+    map_type: VocStyle = "11point"
+    score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.01
+    nms_threshold: Annotated[float, Field(ge=0, le=1)] = 0.45
+    nms_top_k: Count = 1000
+    keep_top_k: Count = 100
 
 
 class ExportSpec(Section):

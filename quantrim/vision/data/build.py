@@ -7,6 +7,7 @@ from typing import Literal
 
 from quantrim.errors import DataError
 from quantrim.vision import schema
+from quantrim.vision.data.box_files import coco_boxes, voc_boxes
 from quantrim.vision.data.cifar import CIFAR10, cifar10
 from quantrim.vision.data.datasets import (
     FASHION_MNIST,
@@ -26,6 +27,7 @@ from quantrim.vision.data.folders import (
     pascal_voc,
 )
 from quantrim.vision.data.optic_disc import CLASSES, OpticDiscImages
+from quantrim.vision.data.scenes import SHAPES, ItemPainter, Painter, Scenes, ShapePainter, photographs_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,14 @@ def facts_of(spec: schema.DataSpec) -> Facts:
             return Facts("segmentation", len(VOC_CLASSES), VOC_CLASSES)
         case schema.Dataset():
             return Facts("segmentation", spec.num_classes)
+        case schema.SyntheticScenes():
+            names = SHAPES if spec.items is None else FASHION_MNIST
+            return Facts("detection", len(names), names, (spec.size, spec.size, 3))
+        case schema.VOCDataSet():
+            names = VOC_CLASSES[1:] if spec.label_list is None else ()
+            return Facts("detection", len(names) or spec.num_classes, names)
+        case schema.COCODataSet():
+            return Facts("detection", spec.num_classes)
         case schema.FashionMNIST():
             return Facts("classification", 10, FASHION_MNIST, (28, 28, 1))
         case schema.Cifar10():
@@ -79,11 +89,16 @@ def open_data(spec: schema.DataSpec, seed: int = 0) -> VisionData:
     names, count = facts.names, facts.num_classes or 0
     source: Source
     if isinstance(spec, schema.ImageFolder):
-        files, names = class_folders(spec.part("{}"))
-        source, count = files, len(names)
+        source, names = class_folders(spec.part("{}"))
+    elif isinstance(spec, schema.VOCDataSet):
+        source, names = voc_boxes(spec.dataset_root, spec.mode, spec.anno_path, spec.label_list)
+    elif isinstance(spec, schema.COCODataSet):
+        source, names = coco_boxes(spec.dataset_root, spec.anno_path, spec.image_dir)
     else:
         source = _source(spec)
-    return VisionData(source, facts.task, count, transforms, seed, spec.ignore_index, names)
+    boxes = spec.model_dump(include={"max_objects", "batch_sides"})
+    count = count or len(names)
+    return VisionData(source, facts.task, count, transforms, seed, spec.ignore_index, names, **boxes)
 
 
 def _source(spec: schema.DataSpec) -> Source:
@@ -102,11 +117,24 @@ def _source(spec: schema.DataSpec) -> Source:
             return listed_masks(root, spec.part("{}_list.txt"), spec.separator)
         case schema.ImageList():
             return listed_labels(root, spec.part("{}_list.txt"), spec.separator)
+        case schema.SyntheticScenes():
+            return Kept(_scenes(spec))
         case schema.FashionMNIST():
             return fashion_mnist(root, split)
         case schema.Cifar10():
             return cifar10(root, split)
     raise TypeError(f"{type(spec).__name__} is no data set")
+
+
+def _scenes(spec: schema.SyntheticScenes) -> Scenes:
+    train = spec.mode == "train"
+    part = ("train", "val", "test").index(spec.mode)
+    painter: Painter = ShapePainter()
+    if spec.items is not None:
+        painter = ItemPainter(fashion_mnist(spec.items, "train" if train else "val"))
+    grounds = () if spec.photographs is None else photographs_in(spec.photographs)
+    count = spec.count or (2000 if train else 200)
+    return Scenes(count, spec.size, spec.seed * 3 + part, spec.difficulty, painter, grounds)
 
 
 def _generated(spec: schema.SyntheticOpticDisc) -> OpticDiscImages:

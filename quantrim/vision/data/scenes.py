@@ -83,7 +83,16 @@ class ShapePainter:
             cv2.fillPoly(canvas, [np.round(outline).astype(np.int32)], 1.0)
         side = max(2, len(canvas) // _OVERSAMPLED)
         coverage = cv2.resize(canvas, (side, side), interpolation=cv2.INTER_AREA)
-        return _shaded(generator, side), coverage
+        return _shaded(generator, side, self._color(generator, label)), coverage
+
+    def _color(self, generator: np.random.Generator, label: int) -> np.ndarray:
+        """Three in four objects have about their class's hue, the others any: colour helps and misleads."""
+        hue = generator.random()
+        if generator.random() < 0.75:
+            hue = (label / len(self.classes) + generator.normal(0, 0.05)) % 1
+        saturation, value = generator.uniform(0.45, 1.0), generator.uniform(0.35, 1.0)
+        pixel = np.array([[[360 * hue, saturation, value]]], np.float32)
+        return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0]
 
 
 @dataclass(frozen=True)
@@ -117,9 +126,8 @@ class ItemPainter:
         return np.clip(0.15 + 0.85 * wide[:, :, None] * tint, 0, 1), coverage
 
 
-def _shaded(generator: np.random.Generator, side: int) -> np.ndarray:
-    """A colour with a slope of light and some texture, float32 (side, side, 3)."""
-    color = generator.uniform(0.05, 1.0, 3)
+def _shaded(generator: np.random.Generator, side: int, color: np.ndarray) -> np.ndarray:
+    """A colour (3,) with a slope of light and some texture, float32 (side, side, 3)."""
     y, x = np.mgrid[0:side, 0:side] / side - 0.5
     angle = generator.uniform(0, 2 * np.pi)
     light = 1 + generator.uniform(0, 0.8) * (x * np.cos(angle) + y * np.sin(angle))
@@ -227,7 +235,7 @@ def natural_ground(generator: np.random.Generator, size: int) -> np.ndarray:
         layer = np.fft.irfft2(amplitude * phases, (size, size))
         layers.append((layer - layer.mean()) / max(float(layer.std()), 1e-9))
     light, *tints = layers
-    color = generator.uniform(0.2, 0.75, 3)
+    color = generator.uniform(0.25, 0.7) + generator.uniform(-0.12, 0.12, 3)
     contrast, tint = generator.uniform(0.08, 0.22), generator.uniform(0.0, 0.08)
     image = color + contrast * light[:, :, None]
     image = image + tint * (tints[0][:, :, None] * (1, -0.5, -0.5) + tints[1][:, :, None] * (0, 0.5, -1))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from quantrim.detection import (
     voc_metric,
 )
 from quantrim.engines import Session
-from quantrim.errors import ConfigError, DataError, ModelError, did_you_mean
+from quantrim.errors import DataError, ModelError
 from quantrim.vision.data.datasets import VisionData
 from quantrim.vision.data.objects import Objects
 from quantrim.vision.data.sample import Sample, undo_boxes
@@ -46,28 +46,6 @@ class DetectionTest:
     metric: Literal["COCO", "VOC"] = "COCO"
     map_type: VocStyle = "11point"
     thresholds: Thresholds = field(default_factory=Thresholds)
-
-
-_KEYS = {"score_threshold": "score", "nms_threshold": "iou", "nms_top_k": "before", "keep_top_k": "keep"}
-
-
-def detection_test(spec: Mapping[str, Any]) -> DetectionTest:
-    """Settings from the ``test_config`` of a configuration, with PaddleDetection's words.
-
-    Raises:
-        ConfigError: an unknown key or an illegal value.
-    """
-    legal = ("metric", "map_type", *_KEYS)
-    for key in spec:
-        if key not in legal:
-            raise ConfigError(f"unknown key {key!r}{did_you_mean(key, legal)}")
-    metric, map_type = str(spec.get("metric", "COCO")).upper(), str(spec.get("map_type", "11point"))
-    if metric not in ("COCO", "VOC"):
-        raise ConfigError(f"metric is {metric!r}; it must be COCO or VOC.")
-    if map_type not in ("11point", "integral", "area"):
-        raise ConfigError(f"map_type is {map_type!r}; it must be 11point, integral or area.")
-    changes = {_KEYS[key]: value for key, value in spec.items() if key in _KEYS}
-    return DetectionTest(metric, map_type, replace(Thresholds(), **changes))  # type: ignore[arg-type]
 
 
 def torch_detector(

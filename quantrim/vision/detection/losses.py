@@ -51,7 +51,13 @@ def _objects(rows: Tensor) -> _Objects:
 
 
 def yolov3_loss(
-    maps: Maps, rows: Tensor, decoder: YoloV3Decoder, *, ignore_thresh: float = 0.7, label_smooth: bool = False
+    maps: Maps,
+    rows: Tensor,
+    decoder: YoloV3Decoder,
+    *,
+    ignore_thresh: float = 0.7,
+    iou_thresh: float = 1.0,
+    label_smooth: bool = False,
 ) -> Tensor:
     """YOLOv3's loss as PaddleDetection computes it (ppdet/modeling/losses/yolo_loss.py).
 
@@ -64,23 +70,26 @@ def yolov3_loss(
         rows: objects, see the module.
         decoder: anchors and strides.
         ignore_thresh: overlap above which a candidate that learns no object is left alone.
+        iou_thresh: anchors whose shape overlaps the object's by more learn it, too; 1 for the best one alone.
         label_smooth: classes' targets are 1 - d and d with d = min(1 / C, 1 / 40).
     """
     total = rows.new_zeros(())
-    matched = _best_anchors(rows, decoder)
+    matched = _matched_anchors(rows, decoder, iou_thresh)
     for level, one in enumerate(maps):
         total = total + _yolov3_level(one, rows, decoder, level, matched, ignore_thresh, label_smooth)
     return total / len(rows)
 
 
-def _best_anchors(rows: Tensor, decoder: YoloV3Decoder) -> Tensor:
-    """Number, over all levels, of the anchor whose shape fits each object best, int64 (N, M)."""
+def _matched_anchors(rows: Tensor, decoder: YoloV3Decoder, iou_thresh: float) -> Tensor:
+    """Whether each anchor, of all levels in order, learns each object by its shape, bool (N, M, A)."""
     anchors = torch.tensor(
         [size for own in decoder.anchors for size in own], dtype=rows.dtype, device=rows.device
     )
     sizes = (rows[..., 3:5] - rows[..., 1:3])[:, :, None]
     common = torch.minimum(sizes, anchors).prod(dim=-1)
-    return (common / (sizes.prod(dim=-1) + anchors.prod(dim=-1) - common).clamp(min=1e-9)).argmax(dim=-1)
+    overlap = common / (sizes.prod(dim=-1) + anchors.prod(dim=-1) - common).clamp(min=1e-9)
+    best = F.one_hot(overlap.argmax(dim=-1), len(anchors)).bool()
+    return (best | (overlap > iou_thresh)) & (rows[..., :1] >= 0)
 
 
 def _yolov3_level(
@@ -91,9 +100,8 @@ def _yolov3_level(
     anchors = torch.tensor(own, dtype=one.dtype, device=one.device)
     values = by_anchor(one, len(own))
     first = sum(map(len, decoder.anchors[:level]))
-    mine = (rows[..., 0] >= 0) & (matched >= first) & (matched < first + len(own))
-    image, place = torch.nonzero(mine, as_tuple=True)
-    chosen, anchor = rows[image, place], matched[image, place] - first
+    image, place, anchor = torch.nonzero(matched[..., first : first + len(own)], as_tuple=True)
+    chosen = rows[image, place]
     centre = (chosen[:, 1:3] + chosen[:, 3:5]) / 2 / stride
     cell = torch.minimum(centre.floor(), centre.new_tensor([width - 1, height - 1])).clamp(min=0).long()
     at = (image, anchor, cell[:, 1] * width + cell[:, 0])

@@ -14,6 +14,15 @@ from quantrim.errors import ConfigError, QuantrimError, did_you_mean, first_line
 from quantrim.vision.models import classification
 from quantrim.vision.models.bisenetv2 import BiSeNetV2
 from quantrim.vision.models.deeplab import DeepLabV3, DeepLabV3P
+from quantrim.vision.models.detection import (
+    TorchvisionSSD,
+    ssdlite,
+    yolov3_mobilenet_v1,
+    yolox,
+    yolox_nano,
+    yolox_s,
+    yolox_tiny,
+)
 from quantrim.vision.models.fast_scnn import FastSCNN
 from quantrim.vision.models.fcn import FCN
 from quantrim.vision.models.gcnet import GCNet
@@ -36,6 +45,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "HarDNet": HarDNet,
     "PSPNet": PSPNet,
     "UNet": UNet,
+    # detection
+    "YOLOv3MobileNetV1": yolov3_mobilenet_v1,
+    "YOLOX": yolox,
+    "YOLOXNano": yolox_nano,
+    "YOLOXTiny": yolox_tiny,
+    "YOLOXS": yolox_s,
+    "SSDLite": ssdlite,
+    "TorchvisionSSD": TorchvisionSSD,
     # backbones
     "HRNet_W18": hrnet_w18,
     "HRNet_W48": hrnet_w48,

@@ -147,3 +147,12 @@ def test_a_loss_of_another_detector_is_refused():
     with pytest.raises(ConfigError, match="did you mean 'YOLOXLoss'"):
         detection_loss(YoloXDecoder(2), "YOLOXLos")
     assert detection_loss(YoloXDecoder(2)).func is yolox_loss
+
+
+def test_yolov3_lets_other_anchors_of_a_like_shape_learn_an_object_too():
+    maps = [torch.zeros(1, 7, 2, 2), torch.zeros(1, 7, 4, 4)]
+    alone = yolov3_loss(maps, rows((1, BOX)), YOLOV3)
+    both = yolov3_loss(maps, rows((1, BOX)), YOLOV3, iou_thresh=0.05)  # 12 x 14 in 40 x 40: 0.105
+    shape = abs(math.log(12 / 40)) + abs(math.log(14 / 40))
+    more = (2 - 12 * 14 / 64**2) * (2 * math.log(2) + shape) + 2 * math.log(2)
+    assert float(both - alone) == pytest.approx(more, rel=1e-4)
