@@ -19,6 +19,7 @@ from quantrim.engines.bench import bench
 from quantrim.engines.machine import describe_machine
 from quantrim.graph.from_torch import export_onnx
 from quantrim.post_training import ptq
+from quantrim.pruning import PruneConfig
 from quantrim.recipes.calibration import calibration_pairs
 from quantrim.recipes.loading import load
 from quantrim.recipes.prune import PruneRecipe, prune_config
@@ -43,9 +44,8 @@ def main() -> None:
     settings = TrainSettings(
         arguments.iters, batch_size=config.batch_size, save_interval=arguments.iters, best_key=key
     )
-    recipe = PruneRecipe(
-        arguments.pruning_ratio, objective="latency", shape=shape, learning_rate=arguments.learning_rate
-    )
+    request = PruneConfig(ratio=arguments.pruning_ratio)
+    recipe = PruneRecipe(request, objective="latency", shape=shape, learning_rate=arguments.learning_rate)
     prune_config(config, arguments.weights, settings, folder, recipe)
     steps = {"FP32": Path(arguments.weights), "pruned": folder / "model.pth"}
     judged, timed = {}, {}

@@ -26,7 +26,7 @@ from quantrim.distillation import distillation_loss
 from quantrim.engines.machine import describe_machine
 from quantrim.files import write_json
 from quantrim.pruning import Examples, Job, Probe, measure, prune, recalibrate_batch_norm, score, survey
-from quantrim.pruning.sensitivity.evaluate import cross_entropy
+from quantrim.pruning.sensitivity.probe import cross_entropy
 from quantrim.recipes.loading import load
 from quantrim.recipes.prune import probe_of
 from quantrim.recipes.runs import best_key, validation

@@ -151,7 +151,12 @@ def train_settings(config: Config, *, iters: int | None, batch_size: int | None,
 
 
 #: Options whose name is not that of the library's argument.
-OPTIONS = {"overrides": "--override", "refinements": "--refine", "skip_tensors": "--skip-tensor"}
+OPTIONS = {
+    "overrides": "--override",
+    "ratio": "--pruning-ratio",
+    "refinements": "--refine",
+    "skip_tensors": "--skip-tensor",
+}
 
 
 def option_of(field: str) -> str:

@@ -29,7 +29,7 @@ from quantrim.cli.options import (
     train_settings,
 )
 from quantrim.cli.output import JsonOption, console_for, emit_json
-from quantrim.errors import ConfigError, did_you_mean
+from quantrim.errors import ConfigError
 
 if TYPE_CHECKING:
     from quantrim.pruning.forecast import Forecast
@@ -52,12 +52,21 @@ def prune(
     objective: Annotated[str, typer.Option(help="What the ratio counts: flops or latency.")] = "flops",
     method: Annotated[str, typer.Option(help="marginal, or threshold (PaddleSlim's).")] = "marginal",
     sensitivity: Annotated[bool, typer.Option(help="Measure what each layer's channels are worth.")] = True,
-    samples: Annotated[int, typer.Option(min=1, help="Pictures that it is measured on.")] = 32,
+    ratios: Annotated[
+        str | None,
+        typer.Option(help="Shares of a layer's channels to measure, as 0.1,0.3,0.5; by need if not given."),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="What is measured: loss, error (top-1, pixels) or iou.")] = "loss",
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images that it is measured on; 32 large to 1024 small ones if not given."),
+    ] = None,
     workers: Annotated[str, typer.Option(help="Processes that measure, or 'ray'.")] = "1",
     steps: Annotated[int, typer.Option(min=1, help="Rounds of pruning and retraining.")] = 1,
     align: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = 8,
     min_channels: Annotated[int, typer.Option(min=1, help="Layers this narrow are left alone.")] = 8,
-    protect: Annotated[list[str] | None, typer.Option(help="Layer whose channels stay.")] = None,
+    max_ratio: Annotated[float, typer.Option(help="Largest share of a layer's channels to remove.")] = 0.9,
+    protect: Annotated[list[str] | None, typer.Option(help="Layer whose channels stay; globs too.")] = None,
     distill: Annotated[bool, typer.Option(help="Learn from the unpruned model.")] = True,
     batch_size: BatchSizeOption = None,
     learning_rate: LearningRateOption = None,
@@ -75,29 +84,12 @@ def prune(
     json_target: JsonOption = None,
 ) -> None:
     """Remove channels from a trained model and retrain it; SAVE_DIR is then the input of qat and export."""
-    from quantrim.pruning.cost.latency import Engine
-    from quantrim.pruning.cost.solver import Limits
+    from quantrim.pruning import Engine, Limits, PruneConfig
     from quantrim.recipes.prune import Listener, PruneRecipe, forecast_config, prune_config
 
     loaded = read_config(config, sets, trust_code)
     console = console_for(json_target)
-    recipe = PruneRecipe(
-        ratio=_ratio(pruning_ratio, channel_ratio, needed=not dry_run),
-        of_channels=channel_ratio is not None,
-        criterion=criterion,
-        objective=cast("Literal['flops', 'latency']", _one_of(objective, ("flops", "latency"), "--objective")),
-        measure_sensitivity=sensitivity,
-        method=cast("Literal['marginal', 'threshold']", _one_of(method, ("marginal", "threshold"), "--method")),
-        limits=Limits(align, min_channels),
-        protect=tuple(protect or ()),
-        samples=samples,
-        workers="ray" if workers == "ray" else _count(workers),
-        steps=steps,
-        distill=distill,
-        learning_rate=learning_rate,
-        engine=Engine(engine, threads),
-        shape=parse_shape(input_shape),
-    )
+    _require_ratio(pruning_ratio, channel_ratio, needed=not dry_run)
     settings = train_settings(
         loaded,
         iters=retraining_iters,
@@ -106,6 +98,29 @@ def prune(
         save_interval=save_interval,
         num_workers=num_workers,
         device=device,
+    )
+    request = PruneConfig(
+        ratio=pruning_ratio,
+        channel_ratio=channel_ratio,
+        criterion=criterion,
+        method=cast("Literal['marginal', 'threshold']", method),
+        limits=Limits(align, min_channels, max_ratio),
+        protect=tuple(protect or ()),
+        seed=settings.seed,
+    )
+    recipe = PruneRecipe(
+        request,
+        objective=cast("Literal['flops', 'latency']", objective),
+        measure_sensitivity=sensitivity,
+        ratios=None if ratios is None else _shares(ratios),
+        metric=metric,
+        samples=samples,
+        workers="ray" if workers == "ray" else _count(workers),
+        steps=steps,
+        distill=distill,
+        learning_rate=learning_rate,
+        engine=Engine(engine, threads),
+        shape=parse_shape(input_shape),
     )
     with Meter() as meter:
         listener = Listener(
@@ -116,7 +131,7 @@ def prune(
             ),
         )
         if dry_run:
-            found = forecast_config(loaded, weights, recipe, seed=settings.seed, listener=listener)
+            found = forecast_config(loaded, weights, recipe, listener=listener)
             show_forecast(console, found, recipe)
             emit_json({"command": "prune", **found.to_json()}, json_target)
             return
@@ -163,21 +178,17 @@ class Meter:
         self._bar.update(self._bar.task_ids[0], completed=done)
 
 
-def _ratio(pruning_ratio: float | None, channel_ratio: float | None, needed: bool) -> float:
-    ratio = pruning_ratio if channel_ratio is None else channel_ratio
-    if ratio is None and not needed:
-        return 0.0
-    if ratio is None or (pruning_ratio is not None and channel_ratio is not None):
+def _require_ratio(pruning_ratio: float | None, channel_ratio: float | None, needed: bool) -> None:
+    given = [ratio for ratio in (pruning_ratio, channel_ratio) if ratio is not None]
+    if len(given) > 1 or (needed and not given):
         raise ConfigError("give either --pruning-ratio (share of FLOPs or latency) or --channel-ratio.")
-    if not 0 < ratio < 1:
-        raise ConfigError(f"the pruning ratio must be in (0, 1), it is {ratio}.")
-    return ratio
 
 
-def _one_of(word: str, legal: tuple[str, ...], option: str) -> str:
-    if word not in legal:
-        raise ConfigError(f"{option} {word!r}{did_you_mean(word, legal)}")
-    return word
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--ratios {text!r}; give shares between commas, such as 0.1,0.3,0.5.") from error
 
 
 def _count(text: str) -> int:
@@ -205,14 +216,18 @@ def show_forecast(console: Console, found: Forecast, recipe: PruneRecipe, limit:
             f"latency {found.latency.full_ms:.2f} ms, predicted to be at least {found.least_ms:.2f} ms "
             f"(largest ratio {found.largest_ratio:.2f})"
         )
-    if recipe.ratio and not recipe.of_channels:
-        can = "within reach" if recipe.ratio <= found.largest_ratio else "[red]out of reach[/red]"
-        console.print(f"ratio {recipe.ratio:.4g} of {recipe.objective}: {can}")
+    if (ratio := recipe.config.ratio) is not None:
+        can = "within reach" if ratio <= found.largest_ratio else "[red]out of reach[/red]"
+        console.print(f"ratio {ratio:.4g} of {recipe.objective}: {can}")
     if found.estimate is not None:
         console.print(
-            f"sensitivity: at most {found.estimate.evaluations} evaluations, about "
+            f"measuring: at most {found.estimate.evaluations} evaluations of {_samples(found)} images, about "
             f"{found.estimate.seconds:.0f} s on one worker"
         )
+
+
+def _samples(found: Forecast) -> int:
+    return 0 if found.job is None else found.job.probe.samples
 
 
 def show(console: Console, run: PruneRun, metric: str) -> None:

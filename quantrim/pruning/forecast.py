@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from quantrim.errors import ModelError
+from quantrim.pruning.choose import Known, measured_groups, unreachable
+from quantrim.pruning.config import PruneConfig
 from quantrim.pruning.cost.latency import Engine, LatencyModel, latency_model
-from quantrim.pruning.cost.solver import Limits, least_units
-from quantrim.pruning.pruning import Survey, survey, unreachable
+from quantrim.pruning.cost.solver import least_units
 from quantrim.pruning.sensitivity.criteria import Examples, score
-from quantrim.pruning.sensitivity.evaluate import Probe, mean_cross_entropy
+from quantrim.pruning.sensitivity.curves import USUAL_RATIOS
+from quantrim.pruning.sensitivity.probe import Probe, mean_cross_entropy
 from quantrim.pruning.sensitivity.sensitivity import Estimate, Job, estimate_cost
+from quantrim.pruning.survey import Survey, survey
+from quantrim.pruning.together import most_evaluations, statistics_hold
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,7 +30,7 @@ class Forecast:
         survey: what is prunable, what is frozen and why.
         latency: predicted milliseconds; None where FLOPs are the objective.
         job: the sensitivity analysis to come; None where there will be none.
-        estimate: what that will take.
+        estimate: what that and choosing widths together will take.
     """
 
     survey: Survey
@@ -55,7 +59,8 @@ class Forecast:
             ModelError: it is.
         """
         if ratio > self.largest_ratio:
-            raise ModelError(unreachable(ratio, self.largest_ratio, self.survey.limits, self.survey.graph))
+            message = unreachable(ratio, self.largest_ratio, self.survey.limits, self.survey.graph)
+            raise ModelError(message, field="ratio")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value."""
@@ -71,13 +76,11 @@ class Forecast:
 def forecast(
     module: nn.Module,
     example_inputs: Tensor,
+    config: PruneConfig | None = None,
     *,
     probe: Probe | None = None,
+    ratios: Sequence[float] | None = None,
     engine: Engine | None = None,
-    criterion: str = "l1",
-    limits: Limits | None = None,
-    protect: Sequence[str] = (),
-    seed: int = 0,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> Forecast:
     """Survey a model, and prepare what measuring it needs.
@@ -85,22 +88,36 @@ def forecast(
     Args:
         module: the model; it is left as it was.
         example_inputs: of the shape that costs are counted for.
+        config: criterion, method, limits, protected layers and seed count here.
         probe: labelled samples of a sensitivity analysis; None for none.
+        ratios: shares to measure at each group; None for as many as it takes, PaddleSlim's nine for its method.
         engine: where milliseconds count; its layers are timed, which takes seconds to minutes. None: FLOPs.
-        criterion: which units go first; see :func:`quantrim.pruning.sensitivity.criteria.score`.
-        limits: allowed widths.
-        protect: paths of layers whose own channels shall stay.
-        seed: of the criterion "random".
         on_layer: called with the number of layers timed and their total.
     """
-    found = survey(module, example_inputs, limits=limits, protect=protect)
+    config = config or PruneConfig()
+    found = survey(module, example_inputs, limits=config.limits, protect=config.protect)
     predicted = None
     if engine is not None:
         predicted = latency_model(module, example_inputs, found.graph, engine, on_layer=on_layer)
     if probe is None:
         return Forecast(found, predicted)
-    groups = tuple(group for group in found.graph.groups if group.channels > found.limits.min_channels)
+    groups = measured_groups(found)
     examples = Examples(probe.batches, mean_cross_entropy)
-    scores = score(module, groups, criterion, examples=examples, seed=seed)
-    job = Job(module, groups, scores, probe, recalibrate=True, threads=max(1, torch.get_num_threads() // 2))
-    return Forecast(found, predicted, job, estimate_cost(job))
+    scores = score(module, groups, config.criterion, examples=examples, seed=config.seed)
+    usual = USUAL_RATIOS if config.method == "threshold" else None
+    job = Job(
+        module,
+        groups,
+        scores,
+        probe,
+        ratios=usual if ratios is None else tuple(ratios),
+        recalibrate=statistics_hold(module, probe),
+        threads=max(1, torch.get_num_threads() // 2),
+    )
+    alone = estimate_cost(job)
+    if config.method == "threshold":
+        return Forecast(found, predicted, job, alone)
+    count = most_evaluations(len(groups), Known().rounds)
+    each = 2 * alone.seconds / max(1, alone.evaluations)  # whole passes, without what lies before a group
+    whole = Estimate(alone.evaluations + count, alone.seconds + count * each * (2 if job.recalibrate else 1))
+    return Forecast(found, predicted, job, whole)

@@ -1,26 +1,50 @@
-"""Channels removed from the user's own module, in place, with everything that knows their number."""
+"""Channels removed from the user's own module, in place, with everything that knows their number.
+
+A tensor that loses positions is replaced by a new one, in every place of the module that holds it. torch
+remembers sizes of parameters in the nodes that gather their gradients, and those live as long as any loss,
+wrapper or hook that was made with them; a parameter that only changed its data would meet them again in the
+next backward pass.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.optim.swa_utils import AveragedModel
 
 from quantrim.errors import ModelError
 from quantrim.modules import named_tensors
 from quantrim.pruning.groups.groups import Removal
 from quantrim.pruning.groups.walk import Member
+from quantrim.pruning.sizes import tell_sizes
 
 #: Positions kept of a tensor, by dimension.
 Kept = dict[int, Tensor]
+#: Old tensors with the new ones that stand for them, by the identity of the old.
+_Fresh = dict[int, tuple[Tensor, Tensor]]
 _LAST = torch.channels_last
+#: Where wrappers of moving averages, of data parallelism and of torch.compile hold the module.
+_INSIDE = ("module", "ema_model", "ema", "_orig_mod")
+
+
+class Replaced(nn.Parameter):
+    """A parameter that its module no longer has: who goes on training it would train nothing, and is told."""
+
+    @property
+    def grad(self) -> Tensor | None:  # type: ignore[override]
+        """Read by every optimizer before it steps or clears.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(
+            "this parameter lost channels and was replaced by a new one, which the optimizer does not know. "
+            "Pass optimizer to prune, or make a new optimizer afterwards.",
+            field="optimizer",
+        )
 
 
 def remove(
@@ -28,33 +52,49 @@ def remove(
     removal: Removal,
     *,
     optimizer: torch.optim.Optimizer | None = None,
-    followers: Sequence[nn.Module] = (),
+    followers: Iterable[nn.Module] = (),
 ) -> None:
     """Take positions out of parameters and buffers.
 
-    Parameters stay the same objects, so optimizers and tied layers keep hold of them. Attributes such as
-    ``out_channels`` follow the tensors.
+    Parameters that lose positions are new objects afterwards, under all of their names, and the optimizer holds
+    them in the place of the old ones. Attributes such as ``out_channels`` follow the tensors.
 
     Args:
         module: the model; changed in place.
         removal: positions by dimension of a tensor.
-        optimizer: its state (momenta, ...) of the module's parameters is sliced alike; state of another shape
-            than its parameter is dropped, and starts anew.
+        optimizer: gets the new parameters, and its state (momenta, ...) of them sliced alike; state of another
+            shape than its parameter is dropped, and starts anew.
         followers: modules of the same structure, such as a moving average of the weights (torch's
-            ``AveragedModel`` too); sliced alike.
+            ``AveragedModel`` or timm's ``ModelEmaV3`` too); sliced alike.
 
     Raises:
         ModelError: the removal does not fit the module.
     """
-    modules = [module, *(one.module if isinstance(one, AveragedModel) else one for one in followers)]
+    modules = [module, *(unwrapped(one, removal) for one in followers)]
     for one, kept in [(one, _kept(one, removal)) for one in modules]:  # all are checked before one is changed
         tensors = named_tensors(one)
-        touched = {id(tensors[name]): (tensors[name], dims) for name, dims in kept.items()}
-        before = {key: tensor.shape for key, (tensor, _) in touched.items()}
-        for tensor, dims in touched.values():
-            _slice_tensor(tensor, dims, optimizer)
+        fresh = _fresh(tensors, kept)
+        _put(one, fresh)
+        if optimizer is not None:
+            _hand_over(optimizer, fresh, {id(tensors[name]): dims for name, dims in kept.items()})
+        before = {id(new): old.shape for old, new in fresh.values()}
         for layer in one.modules():
-            _update_attributes(layer, before)
+            tell_sizes(layer, before)
+        for old, _ in fresh.values():
+            if isinstance(old, nn.Parameter):
+                old.__class__ = Replaced
+
+
+def unwrapped(follower: nn.Module, removal: Removal) -> nn.Module:
+    """The module inside wrappers whose tensors the removal names."""
+    found = follower
+    while not {member.tensor for member in removal} <= named_tensors(found).keys():
+        inside = (getattr(found, name, None) for name in _INSIDE)
+        inner = next((one for one in inside if isinstance(one, nn.Module)), None)
+        if inner is None:
+            return follower  # its first missing tensor is named in the refusal
+        found = inner
+    return found
 
 
 def zero(module: nn.Module, removal: Removal) -> None:
@@ -83,22 +123,46 @@ def _kept(module: nn.Module, removal: Removal) -> dict[str, Kept]:
     return kept
 
 
-def _slice_tensor(tensor: Tensor, dims: Kept, optimizer: torch.optim.Optimizer | None) -> None:
-    shape, gradient = tensor.shape, tensor.grad
-    tensor.grad = None
-    tensor.data = _select(tensor.data, dims)
-    if gradient is not None:
-        tensor.grad = _select(gradient, dims)
-    if optimizer is None or tensor not in optimizer.state:
-        return
-    state = optimizer.state[tensor]
-    tensors = [value for value in state.values() if isinstance(value, Tensor)]
-    if any(value.shape != shape and value.numel() > 1 for value in tensors):
-        del optimizer.state[tensor]  # factored, as Adafactor's: starts anew for this parameter
-        return
-    for name, value in state.items():
-        if isinstance(value, Tensor) and value.shape == shape:
-            state[name] = _select(value, dims)
+def _fresh(tensors: Mapping[str, Tensor], kept: Mapping[str, Kept]) -> _Fresh:
+    """The tensors that lose positions with what is left of them, gradients too."""
+    fresh: _Fresh = {}
+    for name, dims in kept.items():
+        old = tensors[name]
+        new = _select(old.detach(), dims)
+        if isinstance(old, nn.Parameter):
+            new = Tensor._make_subclass(type(old), new, old.requires_grad)
+        new.__dict__.update(old.__dict__)  # marks such as "no weight decay"
+        if old.grad is not None:
+            new.grad = _select(old.grad, dims)
+        fresh[id(old)] = (old, new)
+    return fresh
+
+
+def _put(module: nn.Module, fresh: _Fresh) -> None:
+    """Put new tensors in the place of old ones, under every name."""
+    for owner in module.modules():
+        tables: tuple[dict[str, Any], ...] = owner._parameters, owner._buffers
+        for table in tables:
+            for name, tensor in table.items():
+                if tensor is not None and id(tensor) in fresh:
+                    table[name] = fresh[id(tensor)][1]
+
+
+def _hand_over(optimizer: torch.optim.Optimizer, fresh: _Fresh, kept: Mapping[int, Kept]) -> None:
+    """Give an optimizer the new parameters, with its state of the old ones."""
+    for group in optimizer.param_groups:
+        group["params"] = [fresh[id(one)][1] if id(one) in fresh else one for one in group["params"]]
+    for key, (old, new) in fresh.items():
+        if old not in optimizer.state:
+            continue
+        state = optimizer.state.pop(old)
+        tensors = [value for value in state.values() if isinstance(value, Tensor)]
+        if any(value.shape != old.shape and value.numel() > 1 for value in tensors):
+            continue  # factored, as Adafactor's: starts anew for this parameter
+        optimizer.state[new] = {
+            name: _select(value, kept[key]) if isinstance(value, Tensor) and value.shape == old.shape else value
+            for name, value in state.items()
+        }
 
 
 def _select(tensor: Tensor, dims: Kept) -> Tensor:
@@ -106,70 +170,6 @@ def _select(tensor: Tensor, dims: Kept) -> Tensor:
     for dim, left in dims.items():
         tensor = tensor.index_select(dim, left.to(tensor.device))
     return tensor.clone(memory_format=_LAST if last else torch.contiguous_format)
-
-
-def _update_attributes(layer: nn.Module, before: Mapping[int, torch.Size]) -> None:
-    """Let a layer's attributes tell its new sizes, if one of its own tensors was touched."""
-    own = {**layer._parameters, **layer._buffers}
-    changed = {name: tensor for name, tensor in own.items() if tensor is not None and id(tensor) in before}
-    if changed:
-        weight = changed.get("weight", next(iter(changed.values())))
-        _tell_sizes(layer, weight, before[id(weight)])
-
-
-@functools.singledispatch
-def _tell_sizes(layer: nn.Module, weight: Tensor, before: torch.Size) -> None:
-    """A module of another kind: what it remembers of sizes is found by the self-check."""
-
-
-@_tell_sizes.register
-def _(layer: _ConvNd, weight: Tensor, before: torch.Size) -> None:
-    if weight.ndim < 3:  # only the bias was touched
-        return
-    if layer.groups > 1 and before[1] == 1:  # depthwise: whole groups went
-        layer.groups = layer.groups * weight.shape[0] // before[0]
-    layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
-
-
-@_tell_sizes.register
-def _(layer: _ConvTransposeNd, weight: Tensor, before: torch.Size) -> None:
-    if weight.ndim < 3:
-        return
-    if layer.groups > 1 and before[0] == layer.groups:
-        layer.groups = weight.shape[0]
-    layer.in_channels, layer.out_channels = weight.shape[0], weight.shape[1] * layer.groups
-
-
-@_tell_sizes.register
-def _(layer: nn.Linear, weight: Tensor, before: torch.Size) -> None:
-    if weight.ndim == 2:
-        layer.out_features, layer.in_features = weight.shape
-
-
-@_tell_sizes.register
-def _(layer: _NormBase, weight: Tensor, before: torch.Size) -> None:
-    layer.num_features = len(weight)
-
-
-@_tell_sizes.register
-def _(layer: nn.GroupNorm, weight: Tensor, before: torch.Size) -> None:
-    layer.num_channels = len(weight)
-
-
-@_tell_sizes.register(nn.LayerNorm)
-@_tell_sizes.register(nn.RMSNorm)
-def _(layer: Any, weight: Tensor, before: torch.Size) -> None:
-    layer.normalized_shape = tuple(weight.shape)
-
-
-@_tell_sizes.register
-def _(layer: nn.PReLU, weight: Tensor, before: torch.Size) -> None:
-    layer.num_parameters = len(weight)
-
-
-@_tell_sizes.register
-def _(layer: nn.Embedding, weight: Tensor, before: torch.Size) -> None:
-    layer.num_embeddings, layer.embedding_dim = weight.shape
 
 
 def inverse(kept: Mapping[Member, Sequence[int]], shapes: Mapping[str, Sequence[int]]) -> Removal:

@@ -15,7 +15,7 @@ from quantrim.compression.variants import Variant
 from quantrim.engines import EngineName
 from quantrim.engines.trial import EngineResult
 from quantrim.errors import ConfigError
-from quantrim.pruning.cost.latency import Engine
+from quantrim.pruning import Engine, PruneConfig
 from quantrim.recipes.calibration import calibration_pairs
 from quantrim.recipes.deploy import carry_deploy
 from quantrim.recipes.judging import task_judge
@@ -149,7 +149,10 @@ def _pruned(
 ) -> Path:
     folder = training.save_dir / f"pruned_{ratio:g}"
     recipe = PruneRecipe(
-        ratio, objective="latency", learning_rate=training.learning_rate, engine=Engine(engine, threads)
+        PruneConfig(ratio=ratio),
+        objective="latency",
+        learning_rate=training.learning_rate,
+        engine=Engine(engine, threads),
     )
     prune_config(config, weights, training.settings, folder, recipe)
     return folder / "model.onnx"

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from quantrim.distillation import distillation_loss
 from quantrim.engines.machine import describe_machine
-from quantrim.errors import CheckpointError, ConfigError
+from quantrim.errors import CheckpointError, ConfigError, did_you_mean
 from quantrim.files import require_writable, write_json
+from quantrim.pruning.choose import Known
+from quantrim.pruning.config import PruneConfig
 from quantrim.pruning.cost.latency import Engine, measured_side_by_side
-from quantrim.pruning.cost.solver import Limits
 from quantrim.pruning.for_latency import prune_for_latency
 from quantrim.pruning.forecast import Forecast, forecast
 from quantrim.pruning.groups.groups import Frozen
@@ -34,10 +35,13 @@ from quantrim.pruning.plan import (
     read_plan,
     save_pruned,
 )
-from quantrim.pruning.pruning import GroupReport, Method, PruningResult, prune
+from quantrim.pruning.pruning import GroupReport, PruningResult, prune_as
 from quantrim.pruning.sensitivity.criteria import Examples
-from quantrim.pruning.sensitivity.evaluate import Probe, mean_cross_entropy, recalibrate_batch_norm
-from quantrim.pruning.sensitivity.sensitivity import Progress, Sensitivity, measure
+from quantrim.pruning.sensitivity.curves import Sensitivity
+from quantrim.pruning.sensitivity.probe import Probe, cross_entropy, error_rate, iou_loss, mean_cross_entropy
+from quantrim.pruning.sensitivity.sensitivity import Progress, measure, require_workers
+from quantrim.pruning.sensitivity.statistics import recalibrate_batch_norm
+from quantrim.pruning.together import statistics_hold
 from quantrim.recipes.calibration import calibration_pairs
 from quantrim.recipes.loading import Loaded, load, load_float
 from quantrim.recipes.runs import example_input, export, validation
@@ -46,8 +50,14 @@ from quantrim.scratch import claiming
 from quantrim.vision.config import Config, build_data, build_loss, build_optimizer
 from quantrim.vision.train import TrainResult, TrainSettings, train
 
-#: Batches of the probe: small, so that what lies before a group fits into memory for all of them.
-_PROBE_BATCH = 4
+#: Losses that widths can be chosen by.
+METRICS = {"loss": cross_entropy, "error": error_rate, "iou": iou_loss}
+#: Fields of a request that pruning for latency takes as they are.
+_OPTIONS = ("criterion", "method", "limits", "protect", "seed")
+#: Pixels of all samples together that are measured on by default, and least and most samples.
+_PIXELS, _LEAST, _MOST = 32 * 512 * 512, 32, 1024
+#: Pixels of a batch, so that what lies before a group fits into memory; least and most samples of one.
+_PIXELS_OF_BATCH, _LEAST_OF_BATCH, _MOST_OF_BATCH = 2**20, 4, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,32 +65,30 @@ class PruneRecipe:
     """What to remove and how.
 
     Attributes:
-        ratio: share of the cost to remove; 0 only where a forecast is all that is wanted.
-        of_channels: the ratio is the share of channels instead, the same in every group.
-        criterion: which units go first.
+        config: the request: ratio, criterion, method, limits, protected layers, seed.
         objective: "flops" or "latency".
         measure_sensitivity: measure what each group's channels are worth; else the criterion predicts it.
-        method: how ratios are chosen from that.
-        limits: allowed widths.
-        protect: layers whose channels shall stay.
-        samples: training pictures that losses and statistics are measured on.
+        ratios: shares of a group to measure; None for as many as it takes.
+        metric: what is measured: "loss" (cross entropy), "error" (share of wrong classes) or "iou".
+        samples: training images that losses and statistics are measured on; None for 32 large to 1024 small
+            ones.
         workers: processes, or "ray".
         steps: rounds of pruning and retraining.
         distill: learn from the unpruned model while retraining.
         learning_rate: of retraining; the configuration's when None.
         engine: where latency is measured.
-        shape: input shape of costs and file; the first validation picture's when None.
+        shape: input shape of costs and file; the first validation image's when None.
+
+    Raises:
+        ConfigError: a field holds what is not allowed; ``field`` names it.
     """
 
-    ratio: float
-    of_channels: bool = False
-    criterion: str = "l1"
+    config: PruneConfig = field(default_factory=PruneConfig)
     objective: Literal["flops", "latency"] = "flops"
     measure_sensitivity: bool = True
-    method: Method = "marginal"
-    limits: Limits = field(default_factory=Limits)
-    protect: tuple[str, ...] = ()
-    samples: int = 32
+    ratios: tuple[float, ...] | None = None
+    metric: str = "loss"
+    samples: int | None = None
     workers: int | str = 1
     steps: int = 1
     distill: bool = True
@@ -88,15 +96,28 @@ class PruneRecipe:
     engine: Engine = field(default_factory=Engine)
     shape: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        require_workers(self.workers)
+        for name in ("samples", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, it is {value}.", field=name)
+        for name, legal in (("objective", ("flops", "latency")), ("metric", METRICS)):
+            word = getattr(self, name)
+            if word not in legal:
+                raise ConfigError(f"unknown {name} {word!r}{did_you_mean(word, legal)}", field=name)
+        if self.ratios is not None and not (self.ratios and all(0 < ratio < 1 for ratio in self.ratios)):
+            raise ConfigError(f"ratios must be shares in (0, 1), they are {self.ratios}.", field="ratios")
+
     @property
     def measures(self) -> bool:
         """Whether the sensitivity of groups decides how much each loses."""
-        return self.measure_sensitivity and not self.of_channels
+        return self.measure_sensitivity and not self.config.of_channels
 
     @property
     def for_latency(self) -> bool:
         """Whether milliseconds are the objective."""
-        return self.objective == "latency" and not self.of_channels
+        return self.objective == "latency" and not self.config.of_channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +180,6 @@ def forecast_config(
     weights: str | Path | None,
     recipe: PruneRecipe,
     *,
-    seed: int = 0,
     listener: Listener | None = None,
 ) -> Forecast:
     """What :func:`prune_config` would start from, without pruning anything.
@@ -168,23 +188,20 @@ def forecast_config(
         ConfigError, DataError, ModelError, CheckpointError: one line each that says what is wrong.
     """
     loaded = load_float(config, weights)
-    probe = probe_of(config, recipe.samples) if recipe.measures else None
-    heard = listener or Listener()
-    return _forecast(loaded.model, example_input(loaded, recipe.shape), recipe, probe, seed, heard)
+    probe = probe_of(config, recipe.samples, recipe.metric) if recipe.measures else None
+    return _forecast(loaded.model, example_input(loaded, recipe.shape), recipe, probe, listener or Listener())
 
 
 def _forecast(
-    model: nn.Module, example: Tensor, recipe: PruneRecipe, probe: Probe | None, seed: int, listener: Listener
+    model: nn.Module, example: Tensor, recipe: PruneRecipe, probe: Probe | None, listener: Listener
 ) -> Forecast:
     return forecast(
         model,
         example,
+        recipe.config,
         probe=probe if recipe.measures else None,
+        ratios=recipe.ratios,
         engine=recipe.engine if recipe.for_latency else None,
-        criterion=recipe.criterion,
-        limits=recipe.limits,
-        protect=recipe.protect,
-        seed=seed,
         on_layer=listener.timed,
     )
 
@@ -207,7 +224,7 @@ def prune_config(
         config: model, data, loss, optimizer and schedule.
         weights: of the unpruned model; None for the configuration's own, or fresh ones.
         settings: of retraining; ``iterations`` may be 0.
-        save_dir: gets the pruned model, ``sensitivity.json`` and ``.png``, checkpoints, ``prune.json``.
+        save_dir: gets the pruned model, ``sensitivity.json`` and ``.svg``, checkpoints, ``prune.json``.
         recipe: what to remove and how.
         listener: is told what is prunable, and how far measuring is.
         resume: go on with the retraining of an interrupted one-round run in ``save_dir``.
@@ -232,8 +249,7 @@ class _Run:
         listener: Listener,
         progress: bool,
     ) -> None:
-        if recipe.steps < 1 or recipe.samples < 1:
-            raise ConfigError(f"steps is {recipe.steps}, samples {recipe.samples}; they must be at least 1.")
+        self.ratio = recipe.config.share
         self.config, self.settings, self.save_dir, self.recipe = config, settings, save_dir, recipe
         self.listener, self.progress = listener, progress
         torch.manual_seed(settings.seed)
@@ -241,7 +257,7 @@ class _Run:
         self.teacher = copy.deepcopy(self.loaded.model)
         self.judge = partial(_value, validation(config), settings.best_key)
         self.example = example_input(self.loaded, recipe.shape)
-        self.probe = probe_of(config, recipe.samples)
+        self.probe = probe_of(config, recipe.samples, recipe.metric)
         self.plan = (plan_beside(weights) if weights else None) or empty_plan(self.loaded.model)
         self.evaluations = 0
         self.seconds = {"sensitivity": 0.0, "retraining": 0.0}
@@ -252,13 +268,11 @@ class _Run:
         metric = {"before": self.judge(self.loaded.model)}
         model = self._interrupted() if resume else self.loaded.model
         results: list[PruningResult] = []
-        shares = _shares(self.recipe.ratio, self.recipe.steps)
+        shares = _shares(self.ratio, self.recipe.steps)
         iterations = self.settings.iterations // self.recipe.steps
         trained: TrainResult | None = None
         for step, share in enumerate(shares):
-            results.append(
-                _from_facts(self.plan, self.recipe.ratio) if resume else self._prune(model, share, step)
-            )
+            results.append(_from_facts(self.plan, self.ratio) if resume else self._prune(model, share, step))
             metric["pruned"] = self.judge(model)
             if not resume:
                 save_pruned(model, self._stored_plan(results), self.save_dir)
@@ -271,28 +285,36 @@ class _Run:
         return self._finish(model, _over_all(results), metric, chosen)
 
     def _prune(self, model: nn.Module, share: float, step: int) -> PruningResult:
-        recipe = self.recipe
-        found = _forecast(model, self.example, recipe, self.probe, self.settings.seed, self.listener)
+        recipe, request = self.recipe, self.recipe.config
+        found = _forecast(model, self.example, recipe, self.probe, self.listener)
         self.listener.forecast(found)
-        if not recipe.of_channels:
+        if not request.of_channels:
             found.require(share)
-        options: dict[str, Any] = {
-            "criterion": recipe.criterion,
-            "examples": Examples(self.probe.batches, mean_cross_entropy),
-            "sensitivity": self._sensitivity(found, step),
-            "method": recipe.method,
-            "surveyed": found.survey,
-            "seed": self.settings.seed,
-        }
-        if recipe.of_channels:
-            result = prune(model, self.example, channel_ratio=share, **options)
+        known = Known(
+            examples=Examples(self.probe.batches, mean_cross_entropy),
+            sensitivity=self._sensitivity(found, step),
+            probe=self.probe if recipe.measures else None,
+            surveyed=found.survey,
+        )
+        if request.of_channels:
+            result = prune_as(model, self.example, replace(request, channel_ratio=share), known)
         elif recipe.for_latency:
+            options: dict[str, Any] = {name: getattr(request, name) for name in _OPTIONS} | {
+                name: getattr(known, name) for name in ("examples", "sensitivity", "probe")
+            }
             result, _, _ = prune_for_latency(
-                model, self.example, share, recipe.engine, predicted=found.latency, **options
+                model,
+                self.example,
+                share,
+                recipe.engine,
+                surveyed=found.survey,
+                predicted=found.latency,
+                **options,
             )
         else:
-            result = prune(model, self.example, ratio=share, **options)
-        recalibrate_batch_norm(model, (inputs for inputs, _ in self.probe.batches))
+            result = prune_as(model, self.example, replace(request, ratio=share), known)
+        if statistics_hold(self.teacher, self.probe):
+            recalibrate_batch_norm(model, (inputs for inputs, _ in self.probe.batches))
         self.plan = self.plan.then(result.plan.removal)
         return result
 
@@ -302,7 +324,7 @@ class _Run:
         name = "sensitivity" if step == 0 else f"sensitivity_{step + 1}"
         path, workers = self.save_dir / f"{name}.json", self.recipe.workers
         measured = measure(found.job, path=path, workers=workers, on_progress=self.listener.measured)
-        plot_sensitivity(measured, self.save_dir / f"{name}.png")
+        plot_sensitivity(measured, self.save_dir / f"{name}.svg")
         self.evaluations += measured.evaluations
         self.seconds["sensitivity"] += measured.seconds
         return measured
@@ -310,7 +332,7 @@ class _Run:
     def _stored_plan(self, results: list[PruningResult]) -> PruningPlan:
         whole = _over_all(results)
         facts = {
-            "requested_ratio": self.recipe.ratio,
+            "requested_ratio": self.ratio,
             "achieved_ratio": whole.achieved,
             "expected_loss": whole.expected_loss,
             "flops": whole.flops,
@@ -379,7 +401,7 @@ class _Run:
         before, after = measured_side_by_side([self.teacher.cpu(), model], self.example, self.recipe.engine)
         run = PruneRun(
             output=str(self.save_dir),
-            result=replace(result, plan=plan, requested=self.recipe.ratio),
+            result=replace(result, plan=plan, requested=self.ratio),
             latency_ms={"before": before, "after": after},
             metric=metric,
             chosen=chosen,
@@ -395,14 +417,24 @@ def _value(judge: Callable[[nn.Module], Mapping[str, Any]], key: str, module: nn
     return float(judge(module)[key])
 
 
-def probe_of(config: Config, samples: int) -> Probe:
-    """Training pictures in batches of equal shape, for losses and statistics."""
-    pairs = list(calibration_pairs(config, samples))
-    alike = len({image.shape for image, _ in pairs}) == 1
-    size = _PROBE_BATCH if alike and len(pairs) >= _PROBE_BATCH else 1
+def probe_of(config: Config, samples: int | None = None, metric: str = "loss") -> Probe:
+    """Training images in batches of equal shape, for losses and statistics.
+
+    Args:
+        config: with a training set.
+        samples: number of images; None for as many as have the pixels of 32 images of 512x512, from 32 to 1024.
+        metric: one of METRICS.
+    """
+    first, _ = next(calibration_pairs(config, 1))
+    pixels = first.shape[-1] * first.shape[-2]
+    wanted = samples or min(_MOST, max(_LEAST, _PIXELS // pixels))
+    pairs = list(calibration_pairs(config, wanted))
+    size = min(_MOST_OF_BATCH, max(_LEAST_OF_BATCH, _PIXELS_OF_BATCH // pixels), len(pairs))
+    if len({image.shape for image, _ in pairs}) > 1:
+        size = 1
     bundles = [pairs[start : start + size] for start in range(0, len(pairs) - len(pairs) % size, size)]
     batches = (tuple(torch.stack(parts) for parts in zip(*bundle, strict=True)) for bundle in bundles)
-    return Probe(tuple((images, labels) for images, labels in batches))
+    return Probe(tuple((images, labels) for images, labels in batches), METRICS[metric])
 
 
 def _shares(ratio: float, steps: int) -> list[float]:

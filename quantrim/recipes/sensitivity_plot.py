@@ -1,46 +1,34 @@
-"""Sensitivity as a picture: one row a group, darker where the loss rises more."""
+"""Sensitivity as a drawing: one row a group, darker where the loss rises more."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 
 from quantrim.files import atomic_path
-from quantrim.pruning.sensitivity.sensitivity import GRID, Sensitivity
+from quantrim.pruning.sensitivity.curves import GRID, Sensitivity
+from quantrim.report.charts import heatmap
+
+#: Rises below this share of the largest one look like none.
+_LEAST = 1e-4
 
 
 def plot_sensitivity(sensitivity: Sensitivity, path: str | Path) -> None:
-    """Write a PNG: expected rise of the loss by group and share removed; dots where it was measured.
+    """Write an SVG: expected rise of the loss by group and share removed; dots where it was measured.
 
     Args:
         sensitivity: curves of all groups.
-        path: .png file.
+        path: .svg file.
     """
-    names = list(sensitivity.groups)
-    rises = np.array([sensitivity.groups[name](np.array(GRID)) for name in names])
-    figure = Figure(figsize=(8, max(2.5, 0.17 * len(names) + 1)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    top = max(float(rises.max(initial=0.0)), 1e-6)
-    norm = LogNorm(top * 1e-4, top)
-    image = axes.pcolormesh(
-        np.array([0.025, *(ratio + 0.025 for ratio in GRID)]),
-        np.arange(len(names) + 1) - 0.5,
-        np.maximum(rises, top * 1e-4),
-        norm=norm,
-        cmap="viridis_r",
-    )
-    for row, name in enumerate(names):
-        points = sensitivity.groups[name].points
-        axes.plot([point.ratio for point in points], [row] * len(points), "k.", markersize=3)
-    axes.set_yticks(range(len(names)), names, fontsize=6)
-    axes.invert_yaxis()
-    axes.set_xlabel("share of channels removed")
-    axes.set_title(f"Rise of the loss over {sensitivity.baseline:.4g}; dots are measured", fontsize=9)
-    figure.colorbar(image, ax=axes)
+    curves = sensitivity.groups
+    rises = {name: curve(np.array(GRID)) for name, curve in curves.items()}
+    top = max([float(row.max()) for row in rises.values()] + [1e-6])
+    shades = {
+        name: [float(np.log(max(rise, top * _LEAST) / (top * _LEAST)) / -np.log(_LEAST)) for rise in row]
+        for name, row in rises.items()
+    }
+    dots = {name: [point.ratio for point in curve.points] for name, curve in curves.items()}
+    title = f"Rise of the loss over {sensitivity.baseline:.4g}, up to {top:.3g}; dots are measured"
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+        temporary.write_text(heatmap(shades, GRID, dots, title, "share of channels removed"), encoding="utf-8")

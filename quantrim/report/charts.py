@@ -6,7 +6,7 @@ a phone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -187,3 +187,62 @@ def _plot(shapes: Markup, y_ticks: Sequence[str], x_ticks: Sequence[str]) -> Mar
         '<div class="plot"><div class="y">{}</div><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" '
         'role="img">{}{}</svg><div class="x">{}</div></div>'
     ).format(y_axis, grid, shapes, x_axis)
+
+
+def heatmap(
+    rows: Mapping[str, Sequence[float]],
+    columns: Sequence[float],
+    dots: Mapping[str, Sequence[float]],
+    title: str,
+    x_label: str,
+) -> Markup:
+    """A file of its own: one row of cells for each name, from pale (0) to dark (1) on a logarithmic scale.
+
+    Args:
+        rows: shade of each cell, 0..1, by name.
+        columns: place of each cell on the x axis, evenly spaced.
+        dots: places on the x axis to mark, by name.
+        title: above.
+        x_label: what the x axis counts.
+    """
+    left, top, cell, tall = 8 + 6 * max(map(len, rows), default=1), 28, 24, 14
+    step = columns[1] - columns[0] if len(columns) > 1 else 1.0
+    width, height = left + cell * len(columns) + 12, top + tall * len(rows) + 36
+    text = Markup('<text x="{}" y="{}" font-size="{}"{}>{}</text>')
+    end = Markup(' text-anchor="end"')
+    parts = [text.format(8, 18, 12, Markup(), title)]
+    for row, (name, shades) in enumerate(rows.items()):
+        y = top + tall * row
+        parts.append(text.format(left - 4, y + 10, 10, end, name))
+        parts += [
+            Markup('<rect x="{}" y="{}" width="{}" height="{}" fill="{}"/>').format(
+                left + cell * column, y, cell, tall, _shade(shade)
+            )
+            for column, shade in enumerate(shades)
+        ]
+        parts += [
+            Markup('<circle cx="{:.1f}" cy="{}" r="2" fill="#d33"/>').format(
+                left + cell * ((place - columns[0]) / step + 0.5), y + tall / 2
+            )
+            for place in dots.get(name, ())
+        ]
+    below = top + tall * len(rows)
+    parts += [
+        text.format(f"{left + cell * (column + 0.5) + 8:.0f}", below + 12, 9, end, f"{place:g}")
+        for column, place in enumerate(columns)
+        if column % 2
+    ]
+    parts.append(text.format(left, below + 28, 11, Markup(), x_label))
+    head = Markup(
+        '<svg xmlns="http://www.w3.org/2000/svg" width="{0}" height="{1}" viewBox="0 0 {0} {1}" '
+        'font-family="sans-serif"><rect width="{0}" height="{1}" fill="#fff"/>'
+    ).format(width, height)
+    return head + Markup("").join(parts) + Markup("</svg>\n")
+
+
+def _shade(share: float) -> str:
+    """Colour from pale yellow to dark blue."""
+    pale, dark = (255, 250, 210), (20, 30, 90)
+    return "#" + "".join(
+        f"{round(a + min(max(share, 0), 1) * (b - a)):02x}" for a, b in zip(pale, dark, strict=True)
+    )

@@ -36,7 +36,7 @@ KINDS = {
     "ptq": Kind(ptq.view, ("output",), ("deploy.yaml",)),
     "qat": Kind(qat.view, ("output",), ("deploy.yaml", "run.json", "best_model/model.pth")),
     "prune": Kind(
-        prune.view, ("output",), ("model.onnx", "model.pth", "plan.json", "sensitivity.json", "sensitivity.png")
+        prune.view, ("output",), ("model.onnx", "model.pth", "plan.json", "sensitivity.json", "sensitivity.svg")
     ),
     "compress": Kind(compress.view, ("output",), ("deploy.yaml",)),
     "bench": Kind(bench.view, ("model",)),

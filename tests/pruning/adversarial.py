@@ -466,7 +466,7 @@ CASES: dict[str, Case] = {
     "group_norm": Case(GroupNorm, ("stem.0", "conv")),
     "layer_norm": Case(LayerNorm, ("stem", "fc1")),
     "squeeze_excite": Case(SqueezeExcite, ("stem.0", "down")),
-    "spatial_attention": Case(SpatialAttention, ("stem.0",), "reduced by"),
+    "spatial_attention": Case(SpatialAttention, ("stem.0", "conv.0")),
     "channel_softmax": Case(ChannelSoftmax, (), "softmax"),
     "glu": Case(GatedLinear, ("stem.0", "conv.0")),
     "weight_tying": Case(WeightTying, ("stem.0",)),

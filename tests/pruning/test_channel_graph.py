@@ -10,9 +10,10 @@ import torch
 from adversarial import CASES, EXAMPLE, Attention, Case, TrainOnlyHead, WeightTying
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from quantrim.errors import ModelError
-from quantrim.pruning import ChannelGroup, channel_groups, survey
+from quantrim.pruning import ChannelGroup, Limits, channel_groups, prune, survey
 from quantrim.pruning.surgery import remove, zero
 
 
@@ -151,3 +152,103 @@ def test_a_model_without_groups_is_surveyed():
     looked = survey(nn.Conv2d(3, 4, 1), EXAMPLE)
     assert not looked.graph.groups
     assert looked.largest_ratio == 0
+
+
+class Blocks(nn.Module):
+    """Layers whose channels are reduced, standardised, or read under another setting."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.head, self.how = nn.Conv2d(32, 4, 1), how
+        self.scale = nn.Parameter(torch.ones(1, 32, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.a(x))
+        return self.head(getattr(self, self.how)(x))
+
+    def autocast(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            y = torch.relu(self.b(x)).flatten(2)
+            y = torch.einsum("ncp,ncq->npq", y, y).softmax(-1) @ y.transpose(1, 2)
+        return y.transpose(1, 2).unflatten(2, x.shape[2:])
+
+    def layer_norm(self, x: torch.Tensor) -> torch.Tensor:
+        centred = x - x.mean(1, keepdim=True)
+        return self.scale * centred / (centred.pow(2).mean(1, keepdim=True) + 1e-6).sqrt()
+
+    def response_norm(self, x: torch.Tensor) -> torch.Tensor:
+        norm = x.norm(dim=(2, 3), keepdim=True)
+        return self.scale * x * (norm / (norm.mean(1, keepdim=True) + 1e-6)) + x
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.b(x), dim=1)
+
+    def standardised(self, x: torch.Tensor) -> torch.Tensor:
+        w = self.b.weight
+        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+        return nn.functional.conv2d(x, w, self.b.bias, padding=1)
+
+    def standardised_by_batch_norm(self, x: torch.Tensor) -> torch.Tensor:
+        gain = torch.full((self.b.out_channels,), self.b.weight[0].numel() ** -0.5)
+        w = self.b.weight.reshape(1, self.b.out_channels, -1)
+        w = nn.functional.batch_norm(w, None, None, weight=gain, training=True, momentum=0.0)
+        return nn.functional.conv2d(x, w.reshape_as(self.b.weight), self.b.bias, padding=1)
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        return x * x.prod(1, keepdim=True)
+
+    def exponents(self, x: torch.Tensor) -> torch.Tensor:
+        return x / x.exp().sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["autocast", "layer_norm", "response_norm", "normalize", "standardised", "standardised_by_batch_norm"],
+)
+def test_channels_under_statistics_and_settings_are_pruned(how: str):
+    torch.manual_seed(0)
+    module, x = Blocks(how).eval(), torch.randn(2, 3, 12, 12)
+    graph = channel_groups(module, x)
+    assert "a" in {group.name for group in graph.groups}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(x)
+    result = prune(module, x, ratio=0.3, limits=Limits(align=2, min_channels=2))
+    assert result.flops["before"] == counter.get_total_flops()
+    with torch.no_grad(), FlopCounterMode(display=False) as after:
+        assert module(x).isfinite().all()
+    assert result.flops["after"] == after.get_total_flops()
+    assert 0.3 <= result.achieved < 0.4
+
+
+@pytest.mark.parametrize("how", ["product", "exponents"])
+def test_reductions_that_silent_channels_change_freeze_with_their_name(how: str):
+    torch.manual_seed(0)
+    graph = channel_groups(Blocks(how).eval(), torch.randn(2, 3, 12, 12))
+    (frozen,) = (one for one in graph.frozen if one.layer == "a")
+    assert "reduced by" in frozen.reason
+
+
+def test_unequal_parts_follow_where_their_sizes_are_computed():
+    class Parts(nn.Module):
+        def __init__(self, computed: bool) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 16, 1)
+            self.c, self.d, self.computed = nn.Conv2d(8, 4, 1), nn.Conv2d(16, 4, 1), computed
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes = [self.a.out_channels, self.b.out_channels] if self.computed else [8, 16]
+            one, other = torch.cat([self.a(x), self.b(x)], 1).split(sizes, 1)
+            return self.c(one) + self.d(other)
+
+    assert {group.name for group in channel_groups(Parts(True), EXAMPLE).groups} == {"a", "b"}
+    frozen = {one.layer: one.reason for one in channel_groups(Parts(False), EXAMPLE).frozen}
+    assert "split into unequal parts" in frozen["a"] + frozen["b"]
+
+
+def test_globs_protect_what_they_match():
+    module = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Sequential(nn.Conv2d(16, 16, 1)), nn.Conv2d(16, 4, 1))
+    assert [g.name for g in channel_groups(module, EXAMPLE, protect=["1.*"]).groups] == ["0"]
+    assert [g.name for g in channel_groups(module, EXAMPLE, protect=["[0]"]).groups] == ["1.0"]
+    with pytest.raises(ModelError, match=r"protected layer '3\*' is no module"):
+        channel_groups(module, EXAMPLE, protect=["3*"])

@@ -75,12 +75,38 @@ def test_taylor_predicts_the_loss_of_masking_to_first_order():
     x = torch.randn(4, 3, 6, 6)
     found = score(module, [group], "taylor", examples=Examples([x], lambda m, b: m(b).mean()))[group.name]
     with torch.no_grad():
-        whole = module(x).mean()
+        whole = module(x).mean((1, 2, 3))
         for unit in range(8):
             weight = module[2].weight.clone()
             module[2].weight[:, unit] = 0
-            assert abs(float(whole - module(x).mean())) == pytest.approx(found[unit], rel=1e-3, abs=1e-6)
+            changes = (whole - module(x).mean((1, 2, 3))).abs()
+            assert float(changes.mean()) == pytest.approx(found[unit], rel=1e-3, abs=1e-6)
             module[2].weight.copy_(weight)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+def test_scores_do_not_depend_on_how_samples_are_batched(criterion: str):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)).eval()
+    groups = channel_groups(module, torch.randn(2, 3, 6, 6)).groups
+    x, y = torch.randn(12, 3, 6, 6), torch.randn(12)
+
+    def loss(net: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (net(batch["x"]).mean((1, 2, 3)) - batch["y"]).square().mean()
+
+    def scored(size: int) -> np.ndarray:
+        batches = ({"x": a, "y": b} for a, b in zip(x.split(size), y.split(size), strict=True))
+        return score(module, groups, criterion, examples=Examples(batches, loss))["0"]
+
+    np.testing.assert_allclose(scored(1), scored(12), rtol=1e-4)
+    np.testing.assert_allclose(scored(1), scored(5), rtol=1e-4)
+
+
+def test_batches_that_can_be_read_once_are_kept():
+    examples = Examples((torch.ones(2, 1) for _ in range(3)), lambda module, batch: batch.sum())
+    assert [len(list(examples.samples())) for _ in range(2)] == [6, 6]
+    odd = Examples([(torch.ones(2), torch.ones(3)), torch.tensor(1.0)], lambda module, batch: batch)
+    assert len(list(odd.samples())) == 2  # no samples to be told apart
 
 
 def test_random_follows_the_seed(tiny):

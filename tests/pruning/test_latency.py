@@ -13,7 +13,7 @@ from quantrim.pruning import channel_groups
 from quantrim.pruning.cost.cost import full_widths
 from quantrim.pruning.cost.latency import Engine, _Table, latency_model
 from quantrim.pruning.for_latency import prune_for_latency
-from quantrim.pruning.pruning import survey
+from quantrim.pruning.survey import survey
 
 
 def net() -> nn.Module:

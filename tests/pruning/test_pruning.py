@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from adversarial import CASES, EXAMPLE
@@ -11,7 +13,11 @@ from test_sensitivity import job_of
 from torch import Tensor, nn
 
 from quantrim.errors import ConfigError, ModelError
-from quantrim.pruning import CRITERIA, Examples, Limits, measure, prune, survey
+from quantrim.pruning import CRITERIA, Examples, Known, Limits, Probe, PruneConfig, measure, prune, survey
+from quantrim.pruning.choose import Task, choices_of, choose
+from quantrim.pruning.cost.cost import macs_model
+from quantrim.pruning.cost.solver import fitted
+from quantrim.pruning.together import Together, statistics_hold
 
 ANY_WIDTH = Limits(align=1, min_channels=1)
 
@@ -66,6 +72,65 @@ def test_measured_sensitivity_decides(method):
     result = prune(job.module, EXAMPLE, ratio=0.1, sensitivity=sensitivity, method=method, limits=ANY_WIDTH)
     widths = {group.name: group.after / group.before for group in result.groups}
     assert widths.pop("m2.0") < min(widths.values())
+
+
+def test_widths_chosen_together_are_no_worse_than_any_start():
+    torch.manual_seed(0)
+    job = job_of(CASES["c2f"].build(), (32, 3, 16, 16))
+    looked = survey(job.module, EXAMPLE, limits=ANY_WIDTH)
+    sensitivity = measure(job)
+    search = Together(job.module, looked.graph.groups, job.scores, job.probe)
+    config, known = PruneConfig(ratio=0.4, limits=ANY_WIDTH), Known(sensitivity=sensitivity, probe=job.probe)
+    task = Task(job.module, looked.graph, job.scores, macs_model(looked.graph), config, known)
+    alone, plain = (choose(replace(task, known=known)) for known in (Known(sensitivity=sensitivity), Known()))
+    found = choose(task)
+    full = np.array([group.units for group in looked.graph.groups])
+    even = fitted(choices_of(task), task.cost, full.astype(float), 0.6 * float(task.cost(full)))
+    losses = [float(search(kept).mean()) for kept in (found.kept, alone.kept, plain.kept, even)]
+    assert losses[0] == min(losses)
+    assert found.loss == pytest.approx(losses[0] - float(search(full).mean()), abs=1e-6)
+    assert found.cost <= 0.6 * float(task.cost(full))
+
+
+def test_statistics_are_not_measured_on_too_few_samples():
+    torch.manual_seed(0)
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(16))
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), pooled, nn.Linear(16, 4))
+    x, y = torch.randn(600, 3, 8, 8), torch.randint(0, 4, (600,))
+    x += y[:, None, None, None] * 0.5
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    net.eval()
+    assert statistics_hold(net, Probe([(x, y)]))
+    ordered = y.argsort()[:24]  # all of one class: nothing like the training data
+    assert not statistics_hold(net, Probe([(x[ordered], y[ordered])]))
+    assert not statistics_hold(nn.Conv2d(3, 4, 1), Probe([(x, y)]))
+
+
+def test_more_than_was_asked_for_is_told():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    with pytest.warns(UserWarning, match=r"0\.30 was asked for and 0\.50 removed"):
+        prune(net, EXAMPLE, ratio=0.3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("ratio", 1.5), ("channel_ratio", 0.0), ("criterion", "l3"), ("method", "magic")],
+)
+def test_requests_are_checked_where_they_are_made(field: str, value: object):
+    with pytest.raises(ConfigError) as caught:
+        PruneConfig(**{field: value})
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(("field", "value"), [("align", 0), ("min_channels", 0), ("max_ratio", 1.5)])
+def test_limits_are_checked_where_they_are_made(field: str, value: float):
+    with pytest.raises(ConfigError) as caught:
+        Limits(**{field: value})
+    assert caught.value.field == field
 
 
 def test_threshold_needs_a_sensitivity():

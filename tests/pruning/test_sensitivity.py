@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import json
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,21 +18,25 @@ import torch
 from adversarial import CASES
 from torch import nn
 
-from quantrim.errors import CheckpointError, ConfigError, EngineError
+from quantrim.errors import CheckpointError, ConfigError, EngineError, ModelError
 from quantrim.pruning import (
     Job,
     Probe,
     channel_groups,
     cross_entropy,
+    error_rate,
     estimate_cost,
+    iou_loss,
     load_sensitivity,
     measure,
     probe_without_labels,
     recalibrate_batch_norm,
     score,
 )
-from quantrim.pruning.sensitivity.evaluate import MaskedEvaluator, direct_losses
-from quantrim.pruning.sensitivity.sensitivity import Curve, Point, require_workers
+from quantrim.pruning.sensitivity.curves import Curve, Point
+from quantrim.pruning.sensitivity.evaluate import MaskedEvaluator
+from quantrim.pruning.sensitivity.probe import direct_losses
+from quantrim.pruning.sensitivity.sensitivity import require_workers
 from quantrim.pruning.surgery import remove, zero
 from quantrim.recipes.sensitivity_plot import plot_sensitivity
 from quantrim.vision.models import BiSeNetV2
@@ -109,9 +115,10 @@ def test_standard_errors_are_those_of_paired_differences(c2f: Job):
     assert point.error == pytest.approx(rises.std(ddof=1) / np.sqrt(len(rises)), rel=1e-3)
 
 
-def test_two_or_three_evaluations_a_group_are_enough(c2f: Job):
+def test_four_to_seven_evaluations_a_group_are_enough(c2f: Job):
     measured = measure(c2f)
-    assert measured.evaluations <= 3 * len(c2f.groups) + 1 == estimate_cost(c2f).evaluations
+    assert measured.evaluations <= 7 * len(c2f.groups) + 1 == estimate_cost(c2f).evaluations
+    assert all(len(curve.points) >= 4 for curve in measured.groups.values())
     assert set(measured.groups) == {group.name for group in c2f.groups}
 
 
@@ -225,6 +232,113 @@ def test_curves_are_monotone_and_pass_through_what_was_measured():
     assert curve(np.array([0.25, 0.5])) == pytest.approx([0.1, 0.6])
 
 
+def test_curves_stay_between_measurements_where_scores_predict_nothing():
+    dead = (*(1e-7 * step for step in range(1, 11)), 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.1, 1.5, 2.0)
+    curve = Curve((Point(0.5, 0.6, 0.1), Point(0.75, 6.7, 0.5)), dead)
+    assert (curve(np.linspace(0, 0.5, 20)) <= 0.6).all()
+    assert curve(np.array([0.25])) == pytest.approx(0.3)  # straight: the scores are all but zero there
+    assert 0.6 < curve(np.array([0.6]))[0] < curve(np.array([0.7]))[0] < 6.7 < curve(np.array([0.9]))[0] < 12
+
+
+def test_samples_are_no_more_than_the_standard_error_needs():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)
+    ).eval()
+    x, y = torch.randn(1024, 3, 6, 6), torch.randint(0, 4, (1024,))
+    seen = []
+
+    def counted(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        seen.append(len(target))
+        return nn.functional.cross_entropy(outputs, target, reduction="none")
+
+    (group,) = channel_groups(net, x[:1]).groups
+    job = Job(
+        net, (group,), score(net, [group], "l1"), Probe(zip(x.split(64), y.split(64), strict=True), counted)
+    )
+    point = measure(replace(job, ratios=(0.5,))).groups[group.name].points[0]
+    asked = sum(seen) - 64 - 1024  # the fingerprint's batch and the unpruned model
+    assert 128 <= asked < 1024
+    assert point.error <= max(0.1 * abs(point.loss), 0.005 * 1.6)
+
+
+def slow_losses(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(outputs, target, reduction="none")
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        nn.CrossEntropyLoss(reduction="none"),
+        nn.CrossEntropyLoss(),  # of the whole batch
+        functools.partial(nn.functional.cross_entropy, reduction="none"),
+        lambda outputs, target: slow_losses(outputs, target)[:, None].expand(-1, 3),
+    ],
+)
+def test_any_callable_is_a_loss(losses):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    x, y = torch.randn(6, 3, 6, 6), torch.randint(0, 4, (6,))
+    expected = direct_losses(net, Probe([(x, y)], slow_losses))
+    np.testing.assert_allclose(direct_losses(net, Probe([(x, y)], losses)), expected, rtol=1e-5)
+
+
+def test_a_loss_that_gives_no_samples_is_refused_in_one_line():
+    net, x = nn.Conv2d(3, 4, 3), torch.randn(3, 3, 6, 6)
+    with pytest.raises(ModelError, match=r"shape \(2,\) for 3 samples"):
+        direct_losses(net, Probe([(x, torch.zeros(3))], lambda outputs, target: torch.zeros(2)))
+
+
+def test_a_file_of_another_loss_of_the_same_name_is_refused(tmp_path: Path):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)
+    ).eval()
+    x, y = torch.randn(6, 3, 6, 6), torch.randint(0, 4, (6,))
+    groups = channel_groups(net, x).groups
+
+    def run(factor: float) -> None:
+        probe = Probe([(x, y)], lambda outputs, target: factor * slow_losses(outputs, target))
+        measure(Job(net, groups, score(net, groups, "l1"), probe), path=tmp_path / "s.json")
+
+    run(1.0)
+    run(1.0)
+    with pytest.raises(CheckpointError, match="another loss"):
+        run(2.0)
+
+
+def test_losses_know_unknown_pixels_and_class_255():
+    logits, target = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+    target[:, 0] = 255
+    wrong = logits.argmax(1) != target
+    torch.testing.assert_close(error_rate(logits, target), wrong[:, 1:].float().mean((1, 2)))
+    many, labels = torch.randn(2, 300), torch.tensor([255, 3])
+    torch.testing.assert_close(
+        cross_entropy(many, labels), nn.functional.cross_entropy(many, labels, reduction="none")
+    )
+    perfect = nn.functional.one_hot(target.clamp_max(2), 3).movedim(-1, 1).float()
+    torch.testing.assert_close(iou_loss(perfect, target), torch.zeros(2, dtype=torch.double))
+    one, other = torch.tensor([[[[1.0, 1, 0, 0]], [[0, 0, 1, 1.0]]]]), torch.tensor([[[0, 1, 1, 1]]])
+    assert float(iou_loss(one, other)) == pytest.approx(1 - (1 / 2 + 2 / 3) / 2)
+
+
+def test_statistics_behind_global_pooling_of_single_images_stay():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8)
+    ).eval()
+    x = torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        values = net[0](x)
+    for sizes in ([1, 1, 1, 1, 1], [4, 1], [2, 3]):
+        one = copy.deepcopy(net)
+        recalibrate_batch_norm(one, x.split(sizes))
+        torch.testing.assert_close(one[1].running_mean, values.mean((0, 2, 3)))
+        torch.testing.assert_close(one[1].running_var, values.var((0, 2, 3)))
+        assert torch.equal(one[3].running_var, net[3].running_var) == (sizes == [1, 1, 1, 1, 1])
+        assert not one[1].training
+
+
 def test_recalibrated_statistics_are_plain_averages_of_the_batches():
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
     batches = [torch.randn(4, 3, 6, 6) for _ in range(3)]
@@ -253,8 +367,12 @@ def test_a_model_that_cannot_be_exported_is_measured_by_its_own_forward():
 
 
 def test_plot_is_written(c2f: Job, tmp_path: Path):
-    plot_sensitivity(measure(replace(c2f, ratios=(0.5,))), tmp_path / "sensitivity.png")
-    assert (tmp_path / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
+    measured = measure(replace(c2f, ratios=(0.5,)))
+    plot_sensitivity(measured, tmp_path / "sensitivity.svg")
+    root = ElementTree.parse(tmp_path / "sensitivity.svg").getroot()
+    words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {group.name for group in c2f.groups} <= set(words)
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == len(c2f.groups)
 
 
 @pytest.mark.parametrize("workers", [0, -1, "many"])

@@ -14,11 +14,15 @@ from quantrim.pruning.cost.solver import (
     Choices,
     allowed_units,
     by_threshold,
-    loss_of_magnitude,
+    expected_loss,
+    fitted,
     solve,
+    tightened,
     uniform,
+    widened,
 )
 from quantrim.pruning.groups.walk import Member
+from quantrim.pruning.sensitivity.criteria import loss_of_magnitude
 
 
 def group(units: int, channels_of_unit: int = 1, name: str = "layer") -> ChannelGroup:
@@ -95,6 +99,43 @@ def test_threshold_rule_is_the_originals():
     assert solution.reached
     assert solution.kept.tolist() == [50, 100]  # below the first measured point nothing is removed
     assert solution.loss == pytest.approx(0.5, abs=0.01)
+
+
+def test_threshold_reaches_beyond_the_last_share_measured():
+    curves = {"a": ([0.5], [0.1]), "b": ([0.5], [0.2])}
+    cost = lambda kept: np.asarray(kept, dtype=float).sum(-1)  # noqa: E731
+    solution = by_threshold(
+        curves, [group(100, name="a"), group(100, name="b")], Limits(1, 1, 0.95), cost, 20.0
+    )
+    assert solution.reached
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_what_is_given_back_stays_within_the_target_and_loses_less(data):
+    count = data.draw(st.integers(1, 4))
+    choices = []
+    for _ in range(count):
+        kept = np.array(sorted(data.draw(st.sets(st.integers(1, 12), min_size=1, max_size=5)), reverse=True))
+        steps = data.draw(st.lists(st.floats(0, 2), min_size=len(kept) - 1, max_size=len(kept) - 1))
+        choices.append(Choices(kept, np.cumsum([0.0, *steps])))
+    weights = np.array(data.draw(st.lists(st.floats(0.1, 3), min_size=count, max_size=count)))
+    cost = lambda kept: np.asarray(kept, dtype=float) @ weights  # noqa: E731
+    least = np.array([choice.kept[-1] for choice in choices])
+    full = np.array([choice.kept[0] for choice in choices])
+    target = float(cost(least)) + data.draw(st.floats(0, 1)) * float(cost(full) - cost(least))
+    wide, tight = widened(choices, cost, least, target), tightened(choices, cost, least, target)
+    for found in (wide, tight):
+        assert float(cost(found)) <= target + 1e-9
+        assert expected_loss(choices, found) <= expected_loss(choices, least) + 1e-9
+    assert expected_loss(choices, tight) <= expected_loss(choices, wide) + 1e-9
+    for number, choice in enumerate(choices):  # no single group could have more
+        for more in choice.kept[choice.kept > wide[number]]:
+            trial = wide.copy()
+            trial[number] = more
+            assert float(cost(trial)) > target
+    alike = fitted(choices, cost, full.astype(float), target)
+    assert alike is None or float(cost(alike)) <= target + 1e-9
 
 
 def test_uniform_takes_the_nearest_allowed_width():

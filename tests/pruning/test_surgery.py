@@ -49,16 +49,17 @@ def test_attributes_tell_the_new_sizes(name: str):
 
 
 @pytest.mark.parametrize("build", [lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), torch.optim.Adam])
-def test_optimizer_goes_on_with_the_parameters_it_had(build):
+def test_optimizer_goes_on_with_the_parameters_that_stand_for_its_own(build):
     module = built("c2f")
     optimizer = build(module.parameters())
     module(EXAMPLE).square().mean().backward()
     optimizer.step()
-    identities = [id(parameter) for parameter in module.parameters()]
     state = optimizer.state[module.cv1[0].weight]
     before = {name: value.clone() for name, value in state.items() if torch.is_tensor(value) and value.ndim}
     result = prune(module, EXAMPLE, ratio=0.4, optimizer=optimizer, limits=ANY_WIDTH)
-    assert identities == [id(parameter) for parameter in module.parameters()]
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert held == [id(parameter) for parameter in module.parameters()]
+    state = optimizer.state[module.cv1[0].weight]
     kept = [list(result.plan.kept.get(Member("cv1.0.weight", d), range(16))) for d in (0, 1)]
     for name, value in before.items():
         assert torch.equal(state[name], value[kept[0]][:, kept[1]])
@@ -75,6 +76,47 @@ def test_gradients_are_sliced_with_their_parameters():
     before = module.stem[0].weight.grad.clone()
     result = prune(module, EXAMPLE, ratio=0.4, limits=ANY_WIDTH)
     assert torch.equal(module.stem[0].weight.grad, before[list(result.plan.kept[Member("stem.0.weight", 0)])])
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_training_goes_on_while_the_last_loss_lives(told: bool):
+    module = built("c2f").train()
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
+    loss = module(EXAMPLE).square().mean()
+    loss.backward()
+    optimizer.step()
+    prune(module, EXAMPLE, ratio=0.4, limits=ANY_WIDTH, optimizer=optimizer if told else None)
+    twin = copy.deepcopy(module)
+    for one in (module, twin):
+        one.zero_grad()
+        one(EXAMPLE).square().mean().backward()
+    assert loss.isfinite()  # and its graph with it
+    for one, other in zip(module.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    if told:
+        optimizer.step()
+    else:
+        with pytest.raises(ModelError, match="Pass optimizer to prune"):
+            optimizer.step()
+
+
+def test_tied_weights_stay_tied_and_marks_stay():
+    module = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 4, 1))
+    module[2].weight = module[1].weight
+    module[0].weight.no_decay = True
+    prune(module, EXAMPLE, ratio=0.4, limits=ANY_WIDTH)
+    assert module[2].weight is module[1].weight
+    assert module[1].weight.shape == (module[1].out_channels, module[1].in_channels, 1, 1)
+    assert module[0].weight.no_decay
+
+
+def test_averages_inside_wrappers_follow():
+    timm = pytest.importorskip("timm.utils")
+    for wrap in (timm.ModelEmaV2, timm.ModelEmaV3, torch.optim.swa_utils.AveragedModel, nn.DataParallel):
+        module = built("c2f").eval()
+        average = wrap(copy.deepcopy(module))
+        prune(module, EXAMPLE, ratio=0.4, followers=iter([average]), limits=ANY_WIDTH)
+        torch.testing.assert_close(module(EXAMPLE), average.module.eval()(EXAMPLE), rtol=0, atol=0)
 
 
 def test_a_moving_average_follows():

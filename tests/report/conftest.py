@@ -16,7 +16,7 @@ from quantrim.post_training import PtqResult, ptq
 from quantrim.pruning.groups.groups import Frozen
 from quantrim.pruning.plan import empty_plan
 from quantrim.pruning.pruning import GroupReport, PruningResult
-from quantrim.pruning.sensitivity.sensitivity import Curve, Point, Sensitivity
+from quantrim.pruning.sensitivity.curves import Curve, Point, Sensitivity
 from quantrim.recipes.prune import PruneRun
 from quantrim.recipes.qat import QatRun
 

@@ -128,11 +128,25 @@ def products_of(call: GraphCall) -> Iterator[list[Factor]]:
                 *_factors(first, (-2, -1)),
                 *_factors(second, (-1,)),
             ]
+    elif name == "einsum":
+        yield _letters(call)
     elif name == "scaled_dot_product_attention":
         query, key, value = (call.arguments[one] for one in ("query", "key", "value"))
         lead_and_rows = _factors(query, range(len(query.shape) - 1))
         yield [*lead_and_rows, *_factors(key, (-2, -1))]
         yield [*lead_and_rows, *_factors(value, (-2, -1))]
+
+
+def _letters(call: GraphCall) -> list[Factor]:
+    """Sizes of all letters of an einsum, each once; none where it multiplies nothing."""
+    terms = str(call.arguments["equation"]).replace(" ", "").partition("->")[0].split(",")
+    values = list(call.tensors())
+    if len(values) < 2 or "." in "".join(terms):
+        return [0]
+    sizes: dict[str, Factor] = {}
+    for term, value in zip(terms, values, strict=True):
+        sizes |= dict(zip(term, _factors(value, range(len(term))), strict=True))
+    return list(sizes.values())
 
 
 def _factors(value: Value, axes: Sequence[int]) -> list[Factor]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantrim.errors import ConfigError
 from quantrim.pruning.groups.groups import ChannelGroup
-from quantrim.pruning.sensitivity.criteria import Scores
 
 #: Cost of kept units, float64[...] from int64[..., groups].
 Cost = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+#: A share of the cost so small may be left unused.
+_CLOSE = 0.01
 #: Most widths that are considered for one group.
 _MOST_CHOICES = 64
 
@@ -25,12 +27,22 @@ class Limits:
     Attributes:
         align: kept channels of a group are a multiple of this.
         min_channels: groups of so few channels are left alone, and none falls below.
-        max_ratio: largest share of a group that may be removed.
+        max_ratio: largest share of a group that may be removed, in (0, 1].
+
+    Raises:
+        ConfigError: a field holds what is not allowed.
     """
 
     align: int = 8
     min_channels: int = 8
     max_ratio: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("align", "min_channels"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, it is {getattr(self, name)}.", field=name)
+        if not 0 < self.max_ratio <= 1:
+            raise ConfigError(f"max_ratio must be in (0, 1], it is {self.max_ratio}.", field="max_ratio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +93,6 @@ def allowed_units(group: ChannelGroup, limits: Limits) -> NDArray[np.int64]:
 def least_units(groups: Sequence[ChannelGroup], limits: Limits) -> NDArray[np.int64]:
     """The least number of units that each group may keep, int64[groups]."""
     return np.array([allowed_units(group, limits)[-1] for group in groups], dtype=np.int64)
-
-
-def loss_of_magnitude(scores: Scores, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Expected loss of a group whose scores are magnitudes: minus the logarithm of the share that stays.
-
-    Shares of what passes a chain of layers multiply, so their logarithms add.
-    """
-    ordered = np.concatenate([[0.0], np.cumsum(np.sort(scores))])
-    if ordered[-1] <= 0:
-        return np.zeros(len(kept))
-    gone = ordered[len(scores) - kept] / ordered[-1]
-    return -np.log(np.clip(1.0 - gone, 1e-9, 1.0))
-
-
-def loss_of_estimates(scores: Scores, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Expected loss of a group whose scores estimate changes of the loss: their sum."""
-    ordered = np.concatenate([[0.0], np.cumsum(np.sort(scores))])
-    return np.asarray(ordered[len(scores) - kept])
 
 
 def solve(choices: Sequence[Choices], cost: Cost, target: float) -> Solution:
@@ -189,6 +183,97 @@ class _Search:
             self.steps[group] = _Step(start + 1 + best, float(prices[best]))
 
 
+def widened(
+    choices: Sequence[Choices], cost: Cost, kept: NDArray[np.int64], target: float
+) -> NDArray[np.int64]:
+    """Give back what was removed beyond the target: again and again where it brings most for its cost.
+
+    Args:
+        choices: for each group.
+        cost: cost of the units kept.
+        kept: units to start from, each one of its group's choices, int64[groups].
+        target: not to be passed.
+    """
+    kept = kept.copy()
+    while True:
+        best: tuple[float, float, int, int] | None = None
+        now = float(cost(kept))
+        for group, choice in enumerate(choices):
+            wider = choice.kept[choice.kept > kept[group]]
+            if not len(wider):
+                continue
+            trial = np.repeat(kept[None], len(wider), axis=0)
+            trial[:, group] = wider
+            added = cost(trial) - now
+            gained = float(choice.loss[len(wider)]) - choice.loss[: len(wider)]
+            for index in np.flatnonzero(now + added <= target):
+                step = float(gained[index] / max(added[index], 1e-12)), float(added[index])
+                if best is None or step > best[:2]:
+                    best = *step, group, int(wider[index])
+        if best is None:
+            return kept
+        kept[best[2]] = best[3]
+
+
+def tightened(
+    choices: Sequence[Choices], cost: Cost, kept: NDArray[np.int64], target: float
+) -> NDArray[np.int64]:
+    """Come closer to a target from below, by one group narrower and others wider, where that loses no more."""
+    kept = widened(choices, cost, kept, target)
+    full = float(cost(np.array([choice.kept[0] for choice in choices], dtype=np.int64)))
+    for _ in range(len(choices)):
+        if target - float(cost(kept)) <= _CLOSE * full:
+            break
+        trials = [widened(choices, cost, one, target) for one in _narrower(choices, kept)]
+        losses = [expected_loss(choices, trial) for trial in trials]
+        best = int(np.argmin(losses)) if trials else -1
+        if best < 0 or losses[best] >= expected_loss(choices, kept):
+            break
+        kept = trials[best]
+    return kept
+
+
+def _narrower(choices: Sequence[Choices], kept: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Widths with one group a step narrower, for each group that has one."""
+    for group, choice in enumerate(choices):
+        below = choice.kept[choice.kept < kept[group]]
+        if len(below):
+            trial = kept.copy()
+            trial[group] = below[0]
+            yield trial
+
+
+def expected_loss(choices: Sequence[Choices], kept: NDArray[np.int64]) -> float:
+    """Sum of the expected losses of widths that are among the choices."""
+    return sum(float(c.loss[np.flatnonzero(c.kept == k)[0]]) for c, k in zip(choices, kept, strict=True))
+
+
+def fitted(
+    choices: Sequence[Choices], cost: Cost, shape: NDArray[np.float64], target: float
+) -> NDArray[np.int64] | None:
+    """Widths in these proportions at a target, given back what rounding took; None where it can't be reached.
+
+    Args:
+        choices: for each group.
+        cost: cost of the units kept.
+        shape: widths that are scaled together, float64[groups]; those of the whole model cut all groups alike.
+        target: not to be passed.
+    """
+
+    def kept_at(scale: float) -> NDArray[np.int64]:
+        return np.array(
+            [c.kept[np.argmin(np.abs(c.kept - scale * w))] for c, w in zip(choices, shape, strict=True)]
+        )
+
+    low, high = 0.0, 2.0
+    if float(cost(kept_at(low))) > target:
+        return None
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(cost(kept_at(middle))) <= target else (low, middle)
+    return widened(choices, cost, kept_at(low), target)
+
+
 def uniform(groups: Sequence[ChannelGroup], limits: Limits, ratio: float) -> NDArray[np.int64]:
     """Units kept when the same share goes from every group: the allowed width nearest to it."""
     kept = []
@@ -207,7 +292,8 @@ def by_threshold(
 ) -> Solution:
     """PaddleSlim's choice: one loss threshold for all groups, bisected until the cost meets the target.
 
-    Each group gives up the largest share whose loss is at most the threshold, by linear interpolation.
+    Each group gives up the largest share whose loss is at most the threshold, by linear interpolation; beyond
+    the last share measured the loss goes on as steeply as before it.
 
     Args:
         curves: shares removed, rising, and the loss of each, by group.
@@ -216,7 +302,9 @@ def by_threshold(
         cost: cost of the units kept.
         target: to reach.
     """
-    low, high = 0.0, max((max(losses) for _, losses in curves.values()), default=0.0)
+    curves = {name: _continued(*curve) for name, curve in curves.items()}
+    low = min((min(losses) for _, losses in curves.values()), default=0.0)
+    high = max((max(losses) for _, losses in curves.values()), default=0.0)
     allowed = [allowed_units(group, limits) for group in groups]
 
     def kept_at(threshold: float) -> NDArray[np.int64]:
@@ -235,6 +323,16 @@ def by_threshold(
     kept = kept_at(high)
     reached = float(cost(kept))
     return Solution(kept, reached, high, reached <= target * (1 + 1e-9))
+
+
+def _continued(ratios: Sequence[float], losses: Sequence[float]) -> tuple[list[float], list[float]]:
+    """A curve that goes on to all of a group."""
+    first, last = (0.0, 0.0), (ratios[-1], losses[-1])
+    before = (ratios[-2], losses[-2]) if len(ratios) > 1 else first
+    slope = max((last[1] - before[1]) / max(last[0] - before[0], 1e-9), last[1] / max(last[0], 1e-9), 1e-9)
+    end = [] if ratios[-1] >= 1 else [(1.0, last[1] + (1 - last[0]) * slope)]
+    points = [*zip(ratios, losses, strict=True), *end]
+    return [ratio for ratio, _ in points], [loss for _, loss in points]
 
 
 def _admissible(ratios: Sequence[float], losses: Sequence[float], threshold: float) -> float:

@@ -6,8 +6,9 @@ that starts at zero is seen too, in evaluation and in training mode. Groups that
 bisection and frozen. This catches what no graph shows: sizes written into a forward, and branches that depend
 on a size.
 
-Where layer or group norms run over pruned channels their statistics change rightly; there both models run
-with such norms reduced to their scale and shift.
+Where norms or means run over pruned channels their statistics change rightly. There both models run once more
+with just those statistics left out that were taken over fewer values: norms reduced to their scale and shift,
+means and variances replaced by one.
 """
 
 from __future__ import annotations
@@ -37,19 +38,44 @@ _SMALL = 128
 
 
 class _Plain(TorchFunctionMode):
-    """Dropout does nothing; on request layer, group and RMS norms only scale and shift."""
+    """Dropout does nothing; statistics are counted, and on request some are left out.
 
-    def __init__(self, without_statistics: bool) -> None:
+    Args:
+        left_out: numbers of the statistics to leave out, in the order in which they are taken.
+    """
+
+    def __init__(self, left_out: frozenset[int] = frozenset()) -> None:
         super().__init__()
-        self.without_statistics = without_statistics
+        self.left_out = left_out
+        #: How many values each statistic was taken over.
+        self.counts: list[int] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _DROPOUTS:
             return args[0] if args else kwargs["input"]
-        if self.without_statistics and func in _NORMS:
+        result = func(*args, **kwargs)
+        count = _values_counted(func, args, kwargs, result)
+        if count is None:
+            return result
+        self.counts.append(count)
+        if len(self.counts) - 1 not in self.left_out:
+            return result
+        if func in _NORMS:
             return _NORMS[func](*args, **kwargs)
-        return func(*args, **kwargs)
+        return tree_map_only(Tensor, torch.ones_like, result)
+
+
+def _values_counted(func: Any, args: Any, kwargs: Any, result: Any) -> int | None:
+    """Over how many values a function takes each of its statistics; None where it takes none."""
+    if func not in _NORMS and func not in _STATISTICS:
+        return None
+    given = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+    if func in _STATISTICS:
+        first = next(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        return given.numel() // max(1, first.numel())
+    # all of one sample, or of one filter, count together: only whether it changes is asked
+    return given.numel() // max(1, given.shape[1] if func is F.batch_norm else given.shape[0])
 
 
 def _last_affine(
@@ -72,6 +98,24 @@ def _channel_affine(
     return output if bias is None else output + bias.view(shape)
 
 
+def _filter_affine(
+    input: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *rest: Any,
+    **more: Any,
+) -> Tensor:
+    if weight is not None and bool((weight == weight.flatten()[0]).all()):
+        weight = None  # one gain for all, as of the number of inputs, that changes with them
+    return _channel_affine(input, 1, weight, bias)
+
+
+def _identity(input: Tensor, *rest: Any, **more: Any) -> Tensor:
+    return input
+
+
 _DROPOUTS = {
     F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
     torch.dropout, torch.dropout_, torch.feature_dropout, torch.alpha_dropout,
@@ -80,17 +124,25 @@ _NORMS: dict[Any, Callable[..., Tensor]] = {
     F.layer_norm: _last_affine, torch.layer_norm: _last_affine,
     F.rms_norm: _last_affine, torch.rms_norm: _last_affine,
     F.group_norm: _channel_affine, torch.group_norm: _channel_affine,
+    F.batch_norm: _filter_affine, F.normalize: _identity,
 }  # fmt: skip
+_STATISTICS = {
+    function
+    for home in (torch, Tensor, torch.linalg)
+    for name in ("mean", "var", "std", "var_mean", "std_mean", "norm", "vector_norm")
+    if (function := getattr(home, name, None)) is not None
+}
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One run: the outputs, or how and where it failed; the modules called, in order."""
+    """One run: the outputs, or how and where it failed; the modules called and the statistics, in order."""
 
     outputs: tuple[Tensor, ...]
     error: str
     where: str
     calls: tuple[str, ...]
+    counts: tuple[int, ...] = ()
 
 
 class Checker:
@@ -125,22 +177,34 @@ class Checker:
 
         Args:
             removal: positions to remove.
-            normalised: layer or group norms run over them.
+            normalised: norms or means run over them, so that statistics may change.
         """
         masked, pruned = copy.deepcopy(self.module), copy.deepcopy(self.module)
         zero(masked, removal)
         remove(pruned, removal)
         for training in self.modes:
-            expected = self._run(masked, training, normalised)
-            got = self._run(pruned, training, normalised)
-            reason = _difference(expected, got)
+            reason = self._unlike(masked, pruned, training, normalised)
             if reason is not None:
                 return reason
-        plain = self._run(pruned, self.modes[0], False)
+        plain = self._run(pruned, self.modes[0])
         return _difference(plain, plain)
 
-    def _run(self, module: nn.Module, training: bool, normalised: bool, seed: int = 0) -> _Run:
-        return _observed_run(module, self.arguments, training, _Plain(normalised), seed)
+    def _unlike(self, masked: nn.Module, pruned: nn.Module, training: bool, normalised: bool) -> str | None:
+        """Why two modules differ in a mode, but for statistics that are taken over fewer values."""
+        expected, got = self._run(masked, training), self._run(pruned, training)
+        reason = _difference(expected, got)
+        if reason is None or not normalised or len(expected.counts) != len(got.counts):
+            return reason
+        pairs = enumerate(zip(expected.counts, got.counts, strict=True))
+        fewer = frozenset(number for number, (one, other) in pairs if one != other)
+        if not fewer:
+            return reason
+        return _difference(self._run(masked, training, fewer), self._run(pruned, training, fewer))
+
+    def _run(
+        self, module: nn.Module, training: bool, left_out: frozenset[int] = frozenset(), seed: int = 0
+    ) -> _Run:
+        return _observed_run(module, self.arguments, training, _Plain(left_out), seed)
 
     def _fitting(self, given: Arguments, dtype: torch.dtype) -> tuple[Arguments, _Run | None]:
         """Two small samples where the model accepts them, else what was given; a failed run if that fails."""
@@ -148,14 +212,14 @@ class Checker:
         arguments = tree_map_only(Tensor, lambda tensor: _cast(tensor, dtype), given)
         small = tree_map_only(Tensor, _small, arguments)
         for candidate in (in_pairs(small), small, in_pairs(arguments), arguments):
-            run = _observed_run(self.module, candidate, False, _Plain(False), 0)
+            run = _observed_run(self.module, candidate, False, _Plain(), 0)
             if not run.error:
                 return candidate, None
         return arguments, run
 
     def _comparable_modes(self) -> tuple[bool, ...]:
         """Evaluation, and training if the model can train on these inputs without chance."""
-        first, second = (self._run(self.module, False, False, seed) for seed in (0, 1))
+        first, second = (self._run(self.module, False, seed=seed) for seed in (0, 1))
         if _difference(first, second) is not None:
             raise ModelError(
                 f"{self.name} gives other outputs for the same inputs in evaluation mode. Make it "
@@ -171,7 +235,7 @@ class Checker:
             raise ModelError(
                 f"the outputs of {self.name} are NaN or infinite on the example inputs. Pass finite inputs."
             )
-        first, second = (self._run(self.module, True, False, seed) for seed in (0, 1))
+        first, second = (self._run(self.module, True, seed=seed) for seed in (0, 1))
         stable = not first.error and _difference(first, second) is None
         return (False, True) if stable else (False,)
 
@@ -211,7 +275,7 @@ def isolate(groups: Sequence[ChannelGroup], removals: dict[str, Removal], checke
         if reason is None:
             accepted.extend(candidates)
         elif len(candidates) == 1:
-            frozen[candidates[0].name] = reason
+            frozen[candidates[0].name] = "; ".join([*candidates[0].doubts[:1], reason])
         else:
             middle = len(candidates) // 2
             settle(candidates[:middle])
@@ -271,9 +335,7 @@ def _randomise(module: nn.Module, seed: int = 0) -> None:
                 tensor.uniform_(0.5, 1.5, generator=generator)
 
 
-def _observed_run(
-    module: nn.Module, arguments: Arguments, training: bool, mode: TorchFunctionMode, seed: int
-) -> _Run:
+def _observed_run(module: nn.Module, arguments: Arguments, training: bool, mode: _Plain, seed: int) -> _Run:
     calls: list[str] = []
     stack: list[str] = []
 
@@ -304,7 +366,7 @@ def _observed_run(
         for name, value in module.named_buffers():
             value.data.copy_(buffers[name])
     leaves = tuple(leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
-    return _Run(leaves, "", "", tuple(calls))
+    return _Run(leaves, "", "", tuple(calls), tuple(mode.counts))
 
 
 def _difference(expected: _Run, got: _Run) -> str | None:

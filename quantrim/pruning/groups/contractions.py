@@ -179,5 +179,5 @@ def einsum(walk: Walk, call: GraphCall) -> Result:
             letters[letter] = walk.tie(letters[letter], slots, reason) if letter in letters else slots
     for letter in set(letters) - set(right):
         if sum(letter in term for term in terms) == 1:  # summed within one tensor
-            walk.freeze(letters[letter], f"channels are reduced by einsum in {call.place}")
+            walk.doubt(letters[letter], f"channels are reduced by einsum in {call.place}")
     return Value(call.shapes[0], tuple(letters[letter] for letter in right))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from quantrim.errors import ModelError
+from quantrim.errors import ModelError, did_you_mean
 from quantrim.modules import example_arguments
 from quantrim.pruning.groups.capture import Capture, capture, require_plain
 from quantrim.pruning.groups.rules import rule_of
@@ -32,13 +33,15 @@ class ChannelGroup:
         name: the first layer that makes these channels.
         members: positions of each unit, int64[units, positions of a unit], by dimension of a tensor.
         roles: what each dimension is to its tensor.
-        normalised: a layer or group norm runs over these channels, so that its statistics change with them.
+        normalised: a layer or group norm, or a mean, runs over these channels: its statistics change with them.
+        doubts: what is probably to blame where the self-check fails.
     """
 
     name: str
     members: Mapping[Member, Indices]
     roles: Mapping[Member, Role]
     normalised: bool
+    doubts: tuple[str, ...] = ()
 
     @property
     def units(self) -> int:
@@ -114,7 +117,8 @@ def channel_graph(module: nn.Module, example_inputs: Any, *, protect: Sequence[s
     Args:
         module: the model; it is left as it was.
         example_inputs: a tensor, the positional arguments, or a mapping of keyword arguments of its forward.
-        protect: paths of layers whose own channels shall stay; a path covers what is inside.
+        protect: paths of layers whose own channels shall stay, or globs such as ``stage1.*``; a path covers
+            what is inside.
 
     Raises:
         ModelError: a wrapper, a parametrised layer, or inputs that the model doesn't accept; a protected path
@@ -138,14 +142,17 @@ def _freeze_unseen(walk: Walk) -> None:
 
 
 def _freeze_protected(walk: Walk, module: nn.Module, protect: Sequence[str]) -> None:
-    modules = dict(module.named_modules())
+    modules = [path for path, _ in module.named_modules() if path]
     made = _distinct(walk.outputs_of)
-    for path in protect:
-        if path not in modules:
-            raise ModelError(f"protected layer {path!r} is no module of {type(module).__name__}.")
-        for member, slots in walk.members.items():
-            if member.tensor.startswith(f"{path}.") and np.isin(slots, made).all():
-                walk.space.freeze(slots, "protected by request")
+    for glob in protect:
+        paths = fnmatch.filter(modules, glob)
+        if not paths:
+            message = f"protected layer {glob!r} is no module of {type(module).__name__}"
+            raise ModelError(message + did_you_mean(glob, modules), field="protect")
+        inside = tuple(f"{path}." for path in paths)
+        for name, member_slots in walk.members.items():
+            if name.tensor.startswith(inside) and np.isin(member_slots, made).all():
+                walk.space.freeze(member_slots, "protected by request")
 
 
 def _graph_of(walk: Walk, captures: Sequence[Capture]) -> ChannelGraph:
@@ -179,14 +186,16 @@ def _groups(walk: Walk, classes: Classes) -> tuple[ChannelGroup, ...]:
             found.setdefault(tuple(owner[rows]), []).append(position[rows])
     roles = _roles(walk)
     normalised = _marked(walk.normalised, walk.space.count, classes)
+    doubts = [(classes.of_slot[slots], reason) for slots, reason in walk.doubts]
     made = []
     for owners, units in found.items():
         if len(units) == 1:  # one channel must stay
             continue
         group = _group([members[number] for number in owners], np.stack(units), roles)
-        touched = [walk.members[member][rows].ravel() for member, rows in group.members.items()]
-        flagged = bool(normalised[np.concatenate(touched)].any())
-        made.append(ChannelGroup(group.name, group.members, group.roles, flagged))
+        touched = np.concatenate([walk.members[m][rows].ravel() for m, rows in group.members.items()])
+        labels = np.unique(classes.of_slot[touched])
+        reasons = tuple(dict.fromkeys(reason for one, reason in doubts if np.isin(one, labels).any()))
+        made.append(replace(group, normalised=bool(normalised[touched].any()), doubts=reasons))
     return _distinctly_named(made)
 
 
@@ -211,7 +220,7 @@ def _distinctly_named(groups: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...
         if names.count(name) > 1:
             counts[name] = counts.get(name, 0) + 1
             name = f"{name}#{counts[name]}"
-        result.append(ChannelGroup(name, group.members, group.roles, group.normalised))
+        result.append(replace(group, name=name))
     return tuple(result)
 
 

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from quantrim.pruning.groups.slots import ChannelIds
 from quantrim.pruning.groups.values import GraphCall, Result, Value, normal_axis
-from quantrim.pruning.groups.walk import Walk
+from quantrim.pruning.groups.walk import Walk, expanded
 
 
 def move(walk: Walk, call: GraphCall) -> Result:
@@ -46,8 +46,13 @@ def move(walk: Walk, call: GraphCall) -> Result:
 def move_like(walk: Walk, call: GraphCall) -> Result:
     """Rule of view_as, reshape_as, expand_as: the second tensor only gives the shape."""
     aten, size = torch.ops.aten, list(call.shapes[0])
-    op, word = (aten.expand.default, "size") if call.name == "expand_as" else (aten.reshape.default, "shape")
-    return move(walk, replace(call, op=op, arguments={"self": call.input(), word: size}))
+    if call.name != "expand_as":
+        return move(
+            walk, replace(call, op=aten.reshape.default, arguments={"self": call.input(), "shape": size})
+        )
+    stretched = replace(call, op=aten.expand.default, arguments={"self": call.input(), "size": size})
+    moved = move(walk, stretched) if call.input().tracked else call.untracked()
+    return replace(moved, even=expanded(stretched).even) if isinstance(moved, Value) else moved
 
 
 def _returns_list(call: GraphCall) -> bool:
@@ -121,7 +126,7 @@ def _slots_along(walk: Walk, rows: np.ndarray, table: ChannelIds) -> ChannelIds:
 
 
 def split(walk: Walk, call: GraphCall) -> Result:
-    """Rule of chunk and split: equal parts shrink alike, unequal ones can't."""
+    """Rule of chunk and split: equal parts shrink alike; sizes of others may be computed or written down."""
     value = call.input()
     axis = normal_axis(call.arguments["dim"], len(value.shape))
     slots = value.dims[axis]
@@ -130,7 +135,7 @@ def split(walk: Walk, call: GraphCall) -> Result:
         if len(sizes) == 1:
             walk.space.tie_rows(slots.reshape(len(call.shapes), -1))
         else:
-            walk.space.freeze(slots, f"split into unequal parts by {call.name} in {call.place}")
+            walk.doubt(slots, f"split into unequal parts by {call.name} in {call.place}")
     return move(walk, call)
 
 
@@ -143,7 +148,10 @@ def shuffle(walk: Walk, call: GraphCall) -> Result:
 
 
 def cut(walk: Walk, call: GraphCall) -> Result:
-    """Rule of slice and narrow: bounds that divide the dimension into equal parts are taken for computed."""
+    """Rule of slice and narrow: bounds that divide the dimension into equal parts are taken for computed.
+
+    Others may be the width of a layer; the self-check tells.
+    """
     value = call.input()
     axis = normal_axis(call.arguments["dim"], len(value.shape))
     slots, size = value.dims[axis], value.shape[axis]
@@ -154,7 +162,7 @@ def cut(walk: Walk, call: GraphCall) -> Result:
         elif step > 1 and size % step == 0 and part == size // step:
             walk.space.tie_rows(slots.reshape(-1, step).T)
         else:
-            walk.space.freeze(slots, f"cut at constant places by {call.name} in {call.place}")
+            walk.doubt(slots, f"cut at constant places by {call.name} in {call.place}")
     return move(walk, call)
 
 

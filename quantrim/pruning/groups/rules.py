@@ -8,6 +8,7 @@ without a rule freezes all channels that it reads.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from quantrim.pruning.groups import movement
 from quantrim.pruning.groups.contractions import conv, convolution, einsum, linear, matmul, scaled_attention
 from quantrim.pruning.groups.slots import ChannelIds
 from quantrim.pruning.groups.values import GraphCall, Result, Value, normal_axis
-from quantrim.pruning.groups.walk import Rule, Walk, broadcast
+from quantrim.pruning.groups.walk import Rule, Walk, broadcast, expanded, fills
 
 aten = torch.ops.aten
 
@@ -30,12 +31,18 @@ def pointwise(walk: Walk, call: GraphCall) -> Result:
 
 def same(walk: Walk, call: GraphCall) -> Result:
     """The first tensor with other values, type or layout; other tensors don't matter."""
-    return Value(call.shapes[0], call.input().dims)
+    return Value(call.shapes[0], call.input().dims, call.input().even)
 
 
 def nothing(walk: Walk, call: GraphCall) -> Result:
     """A check or a fresh tensor of a written size: no channels come out."""
-    return call.untracked()
+    return call.untracked(constant=fills(call))
+
+
+def stretch(walk: Walk, call: GraphCall) -> Result:
+    """Rule of expand: channels pass; the dimensions that are stretched take any size."""
+    moved = movement.move(walk, call)
+    return replace(moved, even=expanded(call).even) if isinstance(moved, Value) else moved
 
 
 def unknown(walk: Walk, call: GraphCall) -> Result:
@@ -61,17 +68,55 @@ def spatial(axes: int) -> Rule:
 
 
 def reduction(walk: Walk, call: GraphCall) -> Result:
-    """Mean, sum, norm, maximum...: reduced dimensions freeze, the others pass."""
-    value = call.input()
-    given = call.arguments.get("dim")
-    rank = len(value.shape)
-    axes = {normal_axis(axis, rank) for axis in ([given] if isinstance(given, int) else given or range(rank))}
-    for axis in axes:
-        walk.freeze(value.dims[axis], f"channels are reduced by {call.name} in {call.place}")
-    keep = bool(call.arguments.get("keepdim"))
-    dims = tuple(None if i in axes else slots for i, slots in enumerate(value.dims) if keep or i not in axes)
-    values: list[Any] = [Value(shape, dims) for shape in call.shapes]
+    """Median, product, argmax...: each value depends on all channels, which freeze; other dimensions pass."""
+    for slots in _reduced(call):
+        walk.freeze(slots, f"channels are reduced by {call.name} in {call.place}")
+    return _rest(call)
+
+
+def tally(walk: Walk, call: GraphCall) -> Result:
+    """Sum, largest and smallest value: silent channels add nothing, so that the self-check can decide."""
+    for slots in _reduced(call):
+        walk.doubt(slots, f"channels are reduced by {call.name} in {call.place}")
+    return _rest(call)
+
+
+def statistic(walk: Walk, call: GraphCall) -> Result:
+    """Mean, variance, norm: as in a layer norm, they change with the width; the self-check does the rest."""
+    for slots in _reduced(call):
+        walk.doubt(slots, f"channels are reduced by {call.name} in {call.place}")
+        walk.normalised.append(slots)
+    return _rest(call)
+
+
+def _axes(call: GraphCall) -> set[int]:
+    """Dimensions that a reduction runs over."""
+    given, rank = call.arguments.get("dim"), len(call.input().shape)
+    return {normal_axis(axis, rank) for axis in ([given] if isinstance(given, int) else given or range(rank))}
+
+
+def _reduced(call: GraphCall) -> list[ChannelIds]:
+    """Slots that a reduction runs over."""
+    dims = (call.input().dims[axis] for axis in sorted(_axes(call)))
+    return [slots for slots in dims if slots is not None]
+
+
+def _rest(call: GraphCall) -> Result:
+    """What a reduction leaves."""
+    axes, keep = _axes(call), bool(call.arguments.get("keepdim"))
+    dims = [None if i in axes else slots for i, slots in enumerate(call.input().dims) if keep or i not in axes]
+    values: list[Any] = [Value(shape, tuple(dims)) for shape in call.shapes]
     return values[0] if len(values) == 1 else values
+
+
+def similarity(walk: Walk, call: GraphCall) -> Result:
+    """Rule of cosine_similarity: both tensors are aligned, and reduced over one dimension."""
+    first, second = list(call.tensors())[:2]
+    shape = tuple(np.broadcast_shapes(first.shape, second.shape))
+    dims = broadcast(walk, [first, second], shape, f"compared with a tensor of fixed size in {call.place}")
+    axis = normal_axis(int(call.arguments.get("dim", 1)), len(shape))
+    walk.doubt(dims[axis], f"channels are reduced by {call.name} in {call.place}")
+    return Value(call.shapes[0], tuple(slots for i, slots in enumerate(dims) if i != axis))
 
 
 def along(walk: Walk, call: GraphCall) -> Result:
@@ -96,9 +141,18 @@ def gated_halves(walk: Walk, call: GraphCall) -> Result:
 
 
 def batch_norm(walk: Walk, call: GraphCall) -> Result:
-    """Statistics for each channel: dimension 1 is tied to every vector."""
+    """Statistics for each channel: dimension 1 is tied to every vector.
+
+    Where the statistics are the input's own, channels along other dimensions change them, as in weights that
+    are standardised filter by filter.
+    """
     value = call.input()
     _tie_vectors(walk, call, value.dims[1], ("weight", "bias", "running_mean", "running_var"))
+    if call.arguments.get("training") or call.arguments.get("use_input_stats"):
+        for slots in (value.dims[0], *value.dims[2:]):
+            if slots is not None:
+                walk.doubt(slots, f"weights are standardised in {call.place}")
+                walk.normalised.append(slots)
     results: list[Any] = [Value(call.shapes[0], value.dims)]
     results += [Value(shape, (None,) * len(shape)) for shape in call.shapes[1:]]
     return results[0] if len(results) == 1 else results
@@ -123,7 +177,7 @@ def layer_norm(walk: Walk, call: GraphCall) -> Result:
         slots = value.dims[axis]
         for name in ("weight", "bias"):
             vector = call.tensor(name)
-            if vector is not None:
+            if vector is not None and not vector.constant:
                 walk.tie(slots, vector.dims[axis], f"{call.name} over a fixed dimension in {call.place}")
         _mark_scale(walk, call.tensor("weight"), axis)
         if slots is not None:
@@ -150,7 +204,7 @@ def embedding(walk: Walk, call: GraphCall) -> Result:
 def _tie_vectors(walk: Walk, call: GraphCall, slots: ChannelIds | None, names: tuple[str, ...]) -> None:
     for name in names:
         vector = call.tensor(name)
-        if vector is not None:
+        if vector is not None and not vector.constant:
             walk.tie(slots, vector.dims[0], f"{call.name} over channels of fixed number in {call.place}")
     _mark_scale(walk, call.tensor("weight"), 0)
 
@@ -192,7 +246,7 @@ RULES: dict[Any, Rule] = {
     aten.fill_: same, aten.zero_: same, aten.copy_: pointwise, aten.copy: pointwise,
     aten.bernoulli_: same, aten.bernoulli: same, aten.uniform_: same, aten.normal_: same,
     aten.new_zeros: nothing, aten.new_ones: nothing, aten.new_full: nothing, aten.new_empty: nothing,
-    aten._assert_tensor_metadata: nothing,
+    aten._assert_tensor_metadata: nothing, aten.expand: stretch, aten.cosine_similarity: similarity,
 }  # fmt: skip
 
 _SAME = (
@@ -201,22 +255,22 @@ _SAME = (
     "hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "relu6", "relu6_", "rrelu",
     "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
 )  # fmt: skip
-_REDUCTIONS = (
-    "mean", "sum", "prod", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "norm",
-    "linalg_vector_norm", "logsumexp", "argmax", "argmin", "any", "all", "median",
-)  # fmt: skip
+_REDUCTIONS = ("prod", "logsumexp", "argmax", "argmin", "any", "all", "median")
+_TALLIES = ("sum", "amax", "amin", "max", "min")
+_STATISTICS = ("mean", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm")
 _ALONG = ("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod")
 _MOVEMENTS = (
     "view", "reshape", "_unsafe_view", "permute", "transpose", "transpose_", "t",
     "numpy_T", "movedim", "swapaxes", "unsqueeze", "unsqueeze_", "squeeze", "squeeze_", "flatten", "unflatten",
-    "cat", "concat", "stack", "select", "expand", "repeat", "tile", "repeat_interleave", "flip",
+    "cat", "concat", "stack", "select", "repeat", "tile", "repeat_interleave", "flip",
     "pixel_shuffle", "pixel_unshuffle",
 )  # fmt: skip
 
 _RESHAPED_LIKE = ("view_as", "reshape_as", "expand_as")
 
 for _names, _rule in (
-    (_SAME, same), (_REDUCTIONS, reduction), (_ALONG, along), (_MOVEMENTS, movement.move),
+    (_SAME, same), (_REDUCTIONS, reduction), (_TALLIES, tally), (_STATISTICS, statistic), (_ALONG, along),
+    (_MOVEMENTS, movement.move),
     (_RESHAPED_LIKE, movement.move_like),
 ):  # fmt: skip
     for _name in _names:
@@ -231,5 +285,5 @@ def rule_of(op: Any) -> Rule:
         if torch.Tag.pointwise in op.tags and rule is None:
             return pointwise
         if rule is not None:
-            return pointwise if torch.Tag.pointwise in op.tags and rule is reduction else rule
+            return pointwise if torch.Tag.pointwise in op.tags and rule in (reduction, tally) else rule
     return unknown

@@ -21,14 +21,27 @@ class Value:
     Attributes:
         shape: its sizes.
         dims: slots along each dimension.
+        even: dimensions along which all values are the same by construction, as after ``expand``: they take
+            the size of whatever they meet, and bind nothing.
     """
 
     shape: tuple[int, ...]
     dims: Dims
+    even: frozenset[int] = frozenset()
 
     def axis(self, axis: int) -> ChannelIds | None:
         """ChannelIds along an axis, negative ones counted from the end."""
         return self.dims[axis]
+
+    def binds(self, axis: int, size: int) -> bool:
+        """Whether a dimension of this size, counted from the end, must keep step with this tensor's."""
+        rank = len(self.shape)
+        return rank >= -axis and self.shape[axis] == size and (size == 1 or rank + axis not in self.even)
+
+    @property
+    def constant(self) -> bool:
+        """Whether all of its values are the same by construction."""
+        return len(self.even) == len(self.shape)
 
     @property
     def tracked(self) -> bool:
@@ -79,9 +92,12 @@ class GraphCall:
         """All tensor arguments, those in lists too."""
         return (leaf for leaf in tree_leaves(self.arguments) if isinstance(leaf, Value))
 
-    def untracked(self) -> Result:
-        """Results without slots."""
-        values: list[Any] = [Value(shape, (None,) * len(shape)) for shape in self.shapes]
+    def untracked(self, constant: bool = False) -> Result:
+        """Results without slots, of one value everywhere where they are ``constant``."""
+        values: list[Any] = [
+            Value(shape, (None,) * len(shape), frozenset(range(len(shape)) if constant else ()))
+            for shape in self.shapes
+        ]
         return values[0] if len(values) == 1 else values or None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,7 @@ class Walk:
         self.inputs_of: list[ChannelIds] = []
         self.scales: list[ChannelIds] = []
         self.normalised: list[ChannelIds] = []
+        self.doubts: list[tuple[ChannelIds, str]] = []
         self.seen: set[str] = set()
         self.calls: list[tuple[GraphCall, Result]] = []
 
@@ -81,6 +82,11 @@ class Walk:
         if slots is not None:
             self.space.freeze(slots, reason)
 
+    def doubt(self, slots: ChannelIds | None, reason: str) -> None:
+        """Leave a dimension to the self-check, with what is to blame where that fails."""
+        if slots is not None:
+            self.doubts.append((slots, reason))
+
     def freeze_value(self, value: Value, reason: str) -> None:
         """Freeze all dimensions of a tensor."""
         for slots in value.dims:
@@ -102,12 +108,13 @@ class Walk:
             rule_of: chooses the rule of an operator.
             record: keep the calls, for counting costs.
         """
-        values = self._placeholders(part)
-        for node in part.program.graph.nodes:
-            if node.op == "call_function":
-                values[node] = self._call(node, values, part.path, rule_of, record)
-            elif node.op == "output":
-                self._outputs(node, values, part.path)
+        of = f"the output of {part.path!r}" if part.path else "an output of the model"
+        program = part.program.graph_module
+        for value in tree_leaves(
+            _Follower(self, part.path, rule_of, record)(program, self._placeholders(part))
+        ):
+            if isinstance(value, Value):
+                self.freeze_value(value, of)
 
     def _placeholders(self, part: Part) -> dict[Any, Result]:
         prefix = f"{part.path}." if part.path else ""
@@ -128,31 +135,110 @@ class Walk:
                 values[node] = None
         return values
 
-    def _call(
-        self, node: Any, values: dict[Any, Result], path: str, rule_of: Callable[[Any], Rule], record: bool
-    ) -> Result:
-        arguments = tree_map(
-            lambda leaf: values.get(leaf, leaf) if isinstance(leaf, torch.fx.Node) else leaf,
-            (list(node.args), dict(node.kwargs)),
-        )
-        if node.target is operator.getitem and isinstance(arguments[0][0], list):
+
+@dataclass(frozen=True, slots=True)
+class _Follower:
+    """Follows a graph, and the graphs within it.
+
+    Attributes:
+        walk: learns what the graph says.
+        path: of the exported module.
+        rule_of: chooses the rule of an operator.
+        record: keep the calls.
+    """
+
+    walk: Walk
+    path: str
+    rule_of: Callable[[Any], Rule]
+    record: bool
+
+    def __call__(self, program: torch.fx.GraphModule, values: dict[Any, Any]) -> list[Any]:
+        """What a graph returns, from the values of its placeholders."""
+        returned: list[Any] = []
+        for node in program.graph.nodes:
+            if node.op == "get_attr":
+                values[node] = operator.attrgetter(node.target)(program)
+            elif node.op == "call_function":
+                values[node] = self._call(node, values)
+            elif node.op == "output":
+                returned = _with_values(list(node.args), values)
+        return returned
+
+    def _call(self, node: Any, values: dict[Any, Any]) -> Any:
+        arguments = _with_values((list(node.args), dict(node.kwargs)), values)
+        if node.target is operator.getitem and isinstance(arguments[0][0], list | tuple):
             return arguments[0][0][arguments[0][1]]
-        call = GraphCall(node.target, _bind(node.target, *arguments), _shapes(node), _layer_of(node, path))
+        inner = [one for one in arguments[0] if isinstance(one, torch.fx.GraphModule)]
+        if len(inner) == 1 and isinstance(node.target, torch._ops.HigherOrderOperator):
+            return self._inside(inner[0], arguments[0])
+        if not node.users and getattr(node.target, "is_view", False):  # asked for its size, say
+            return None
+        call = GraphCall(node.target, _bind(node.target, *arguments), _shapes(node), _layer_of(node, self.path))
         if not any(value.tracked for value in call.tensors()):
-            return call.untracked()
-        result = rule_of(node.target)(self, call)
-        if record:
-            self.calls.append((call, result))
+            return self._untracked(call)
+        result = self.rule_of(node.target)(self.walk, call)
+        if self.record:
+            self.walk.calls.append((call, result))
         return result
 
-    def _outputs(self, node: Any, values: dict[Any, Result], path: str) -> None:
-        of = f"the output of {path!r}" if path else "an output of the model"
-        results = tree_map(
-            lambda leaf: values.get(leaf) if isinstance(leaf, torch.fx.Node) else None, list(node.args)
-        )
-        for value in tree_leaves(results):
-            if isinstance(value, Value):
-                self.freeze_value(value, of)
+    def _inside(self, program: torch.fx.GraphModule, arguments: list[Any]) -> list[Any]:
+        """A block under another setting, as ``torch.autocast``: its operations are like any others.
+
+        Its inputs are the last arguments of the call.
+        """
+        inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
+        given = arguments[len(arguments) - len(inputs) :]
+        (returned,) = self(program, dict(zip(inputs, given, strict=True)))
+        return list(returned) if isinstance(returned, list | tuple) else [returned]
+
+    def _untracked(self, call: GraphCall) -> Result:
+        """Results of a call that reads no channels; what it costs is counted all the same."""
+        if self.record and any(True for _ in call.tensors()):
+            self.walk.calls.append((call, call.untracked()))
+        if call.name.startswith("expand"):
+            return expanded(call)
+        return call.untracked(constant=all(value.constant for value in call.tensors()) and fills(call))
+
+
+def _with_values(arguments: Any, values: Mapping[Any, Any]) -> Any:
+    """Arguments of a node with values in the place of nodes."""
+    return tree_map(lambda leaf: values.get(leaf) if isinstance(leaf, torch.fx.Node) else leaf, arguments)
+
+
+#: Operators that make tensors of one value.
+_FILLS = ("full", "ones", "zeros", "scalar_tensor", "new_full", "new_ones", "new_zeros")
+#: Operators that keep a tensor of one value such.
+_KEEPS = (
+    "view",
+    "reshape",
+    "unsqueeze",
+    "squeeze",
+    "permute",
+    "transpose",
+    "to",
+    "clone",
+    "contiguous",
+    "slice",
+)
+
+
+def fills(call: GraphCall) -> bool:
+    """Whether a call of tensors of one value each, or of none, gives a tensor of one value."""
+    given = any(True for _ in call.tensors())
+    pointwise = isinstance(call.op, torch._ops.OpOverload) and torch.Tag.pointwise in call.op.tags
+    return call.name in _FILLS or (given and (pointwise or call.name in _KEEPS))
+
+
+def expanded(call: GraphCall) -> Value:
+    """What ``expand`` makes of a tensor without channels: even along the dimensions that it stretches."""
+    value, shape = call.input(), call.shapes[0]
+    more = len(shape) - len(value.shape)
+    stretched = {
+        axis
+        for axis, size in enumerate(shape)
+        if axis < more or axis - more in value.even or (value.shape[axis - more] == 1 and size > 1)
+    }
+    return Value(shape, (None,) * len(shape), frozenset(stretched))
 
 
 def _canonical_names(tensors: dict[str, Tensor]) -> dict[str, str]:
@@ -188,12 +274,12 @@ def _layer_of(node: Any, path: str) -> str:
 def broadcast(walk: Walk, values: list[Value], shape: tuple[int, ...], reason: str) -> Dims:
     """Dimensions of tensors combined position by position, aligned from the right.
 
-    Dimensions of size 1 are stretched and bind nothing. A dimension with slots that meets one of the same size
-    without is frozen: the other tensor would keep its size.
+    Dimensions of size 1 are stretched and bind nothing, nor do even ones. Any other dimension with slots that
+    meets one of the same size without is frozen: the other tensor would keep its size.
     """
     dims: list[ChannelIds | None] = []
     for axis in range(-len(shape), 0):
-        meeting = [v.dims[axis] for v in values if len(v.shape) >= -axis and v.shape[axis] == shape[axis]]
+        meeting = [value.dims[axis] for value in values if value.binds(axis, shape[axis])]
         tracked = [slots for slots in meeting if slots is not None]
         if len(tracked) < len(meeting) and shape[axis] > 1:
             for slots in tracked:

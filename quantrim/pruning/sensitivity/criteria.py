@@ -6,7 +6,7 @@ within a group; across groups only those of "taylor" and "fisher" are, which est
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from quantrim.errors import ConfigError, did_you_mean
 from quantrim.modules import in_mode
@@ -33,12 +34,31 @@ class Examples:
     """Data for criteria that need gradients.
 
     Attributes:
-        batches: anything that ``loss`` understands.
-        loss: scalar loss of a module on a batch, with gradients.
+        batches: anything that ``loss`` understands; what can be read only once, as a generator, is kept.
+        loss: scalar loss of a module on a batch, with gradients; the mean where a batch has several samples.
     """
 
     batches: Iterable[Any]
     loss: Callable[[nn.Module, Any], Tensor]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.batches, Iterator):
+            object.__setattr__(self, "batches", tuple(self.batches))
+
+    def samples(self) -> Iterator[Any]:
+        """Batches of one sample each; a batch whose tensors differ in their first size stays whole."""
+        for batch in self.batches:
+            counts = {len(leaf) if leaf.ndim else 0 for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)}
+            if len(counts) != 1 or 0 in counts:
+                yield batch
+                continue
+            for index in range(counts.pop()):
+                yield _sample(batch, index)
+
+
+def _sample(batch: Any, index: int) -> Any:
+    """One sample of a batch, as a batch of one."""
+    return tree_map_only(Tensor, lambda tensor: tensor[index : index + 1], batch)
 
 
 def score(
@@ -56,9 +76,11 @@ def score(
     * fpgm: sum of Euclidean distances of the unit's filters to those of the other units (He et al.,
       arXiv 1811.00250): what others can stand in for matters less.
     * bn_scale: sum of magnitudes of norm weights (Liu et al., arXiv 1708.06519); l2 in a group without norms.
-    * taylor: mean over batches of |sum of gradient x weight| over the weights that read the unit, which is the
+    * taylor: mean over samples of |sum of gradient x weight| over the weights that read the unit, which is the
       change of the loss, to first order, when the unit falls silent (Molchanov et al., arXiv 1906.10771).
     * fisher: half the mean square of the same sum (Theis et al., arXiv 1801.05787).
+
+    Gradients are taken sample by sample: those of a batch cancel, the more the larger it is.
     * random: uniform numbers, the baseline.
 
     Args:
@@ -150,8 +172,8 @@ def _from_gradients(
         for parameter in wanted:
             parameter.requires_grad_(True)
         with in_mode(module, training=False):
-            for batch in examples.batches:
-                loss = examples.loss(module, batch)
+            for sample in examples.samples():
+                loss = examples.loss(module, sample)
                 gradients = torch.autograd.grad(loss, list(wanted), allow_unused=True)
                 products = {
                     id(p): (p.detach() * g).double().cpu()
@@ -177,3 +199,21 @@ def _change(group: ChannelGroup, products: dict[str, Tensor]) -> Scores:
     reading = [member for member in present if group.roles[member] == "in"]
     making = [member for member in present if group.roles[member] == "out"]
     return _added(group, [_entries(group, m, products[m.tensor]).sum(1) for m in reading or making])
+
+
+def loss_of_magnitude(scores: Scores, kept: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Expected loss of a group whose scores are magnitudes: minus the logarithm of the share that stays.
+
+    Shares of what passes a chain of layers multiply, so their logarithms add.
+    """
+    ordered = np.concatenate([[0.0], np.cumsum(np.sort(scores))])
+    if ordered[-1] <= 0:
+        return np.zeros(len(kept))
+    gone = ordered[len(scores) - kept] / ordered[-1]
+    return -np.log(np.clip(1.0 - gone, 1e-9, 1.0))
+
+
+def loss_of_estimates(scores: Scores, kept: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Expected loss of a group whose scores estimate changes of the loss: their sum."""
+    ordered = np.concatenate([[0.0], np.cumsum(np.sort(scores))])
+    return np.asarray(ordered[len(scores) - kept])

@@ -3,98 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
 
-from quantrim.errors import ModelError
-from quantrim.modules import in_mode, named_tensors
+from quantrim.modules import named_tensors
 from quantrim.pruning.groups.groups import ChannelGroup, Removal
 from quantrim.pruning.sensitivity.prefix import PrefixGraph
+from quantrim.pruning.sensitivity.probe import Losses, Probe, direct_losses, joined_losses
+from quantrim.pruning.sensitivity.statistics import recalibrate_batch_norm
 from quantrim.pruning.surgery import remove, zero
-
-#: Loss of each sample, float64[samples].
-Losses = NDArray[np.float64]
-
-
-def cross_entropy(outputs: Any, target: Tensor) -> Tensor:
-    """Mean cross entropy of each sample.
-
-    Args:
-        outputs: logits (N, C, ...), or a list or mapping of them whose first counts.
-        target: class numbers (N, ...), 255 where nothing is known.
-
-    Returns:
-        float[N].
-    """
-    logits = first_tensor(outputs)
-    losses = F.cross_entropy(logits, target.long(), ignore_index=255, reduction="none")
-    known = target != 255
-    return _by_sample(losses).sum(1) / _by_sample(known).sum(1).clamp_min(1)
-
-
-def mean_cross_entropy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean cross entropy of a module on a batch of inputs and class numbers, with gradients; a scalar."""
-    inputs, target = batch
-    return cross_entropy(module(inputs), target).mean()
-
-
-def _by_sample(values: Tensor) -> Tensor:
-    return values.reshape(len(values), -1)
-
-
-def divergence(outputs: Any, reference: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of each sample's outputs from reference logits; needs no labels.
-
-    Args:
-        outputs: logits (N, C, ...), or a list or mapping of them whose first counts.
-        reference: logits of the unpruned model, of the same shape.
-
-    Returns:
-        float[N].
-    """
-    ours, theirs = F.log_softmax(first_tensor(outputs), 1), F.log_softmax(reference, 1)
-    return _by_sample(F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)).mean(1)
-
-
-def first_tensor(outputs: Any) -> Tensor:
-    """The first tensor of whatever a model returns."""
-    return next(leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """A small fixed set on which losses are compared.
-
-    Attributes:
-        batches: pairs of inputs (N, ...) and targets.
-        losses: outputs and targets → loss of each sample; a function that can be imported, where the work is
-            spread over processes.
-    """
-
-    batches: tuple[tuple[Tensor, Tensor], ...]
-    losses: Callable[[Any, Tensor], Tensor] = cross_entropy
-
-    @property
-    def samples(self) -> int:
-        """Number of samples."""
-        return sum(len(inputs) for inputs, _ in self.batches)
-
-
-def probe_without_labels(module: nn.Module, inputs: Iterable[Tensor]) -> Probe:
-    """Probe that asks how far outputs move from those of the unpruned model."""
-    with in_mode(module, training=False), torch.no_grad():
-        batches = [(batch, first_tensor(module(batch)).clone()) for batch in inputs]
-    return Probe(tuple(batches), divergence)
 
 
 @contextmanager
@@ -109,30 +30,6 @@ def masked(module: nn.Module, removal: Removal) -> Iterator[None]:
         with torch.no_grad():
             for name, value in saved.items():
                 tensors[name].copy_(value)
-
-
-def recalibrate_batch_norm(module: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Measure the running statistics of batch norms anew, as plain averages over some batches.
-
-    Pruning shifts what reaches a norm; fresh statistics win back much of what was lost, without training.
-
-    Args:
-        module: the model; only its running statistics change.
-        batches: inputs (N, ...), with as much variety as the training data.
-    """
-    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
-    momenta = {layer: layer.momentum for layer in norms}
-    try:
-        with in_mode(module, training=False), torch.no_grad():
-            for layer in norms:
-                layer.reset_running_stats()
-                layer.momentum = None  # cumulative average
-                layer.training = True
-            for batch in batches:
-                module(batch)
-    finally:
-        for layer, momentum in momenta.items():
-            layer.momentum = momentum
 
 
 class MaskedEvaluator:
@@ -165,27 +62,35 @@ class MaskedEvaluator:
 
     def losses(self, group: ChannelGroup | None = None, removal: Removal | None = None) -> Losses:
         """Loss of each sample, with a removal from one group masked."""
+        return np.concatenate(list(self.portions(group, removal)))
+
+    def portions(
+        self, group: ChannelGroup | None = None, removal: Removal | None = None
+    ) -> Generator[Losses, None, None]:
+        """The same, some samples at a time; close the generator to leave out the rest."""
         if group is None or removal is None:
-            return self._with(self.module) if self.graph is None else self._by_graph(self.graph)
-        if group.normalised:  # zeros would stay in the statistics
+            yield from self._portions_of(self.module)
+        elif group.normalised:  # zeros would stay in the statistics
             smaller = copy.deepcopy(self.module)
             remove(smaller, removal)
-            return self._with(smaller)
-        if self.graph is not None:
-            self.graph.advance(_tensors_of(group))
+            yield self._whole(smaller)
+        else:
+            if self.graph is not None:
+                self.graph.advance(_tensors_of(group))
             with masked(self.module, removal):
-                return self._by_graph(self.graph)
-        with masked(self.module, removal):
-            return self._with(self.module)
+                yield from self._portions_of(self.module)
 
-    def _by_graph(self, graph: PrefixGraph) -> Losses:
+    def _portions_of(self, module: nn.Module) -> Iterator[Losses]:
+        if self.graph is None:
+            yield self._whole(module)
+            return
+        targets = (target for _, target in self.probe.batches)
         with torch.no_grad():
-            return _joined(
-                self.probe.losses(outputs, target)
-                for outputs, (_, target) in zip(graph.outputs(), self.probe.batches, strict=True)
-            )
+            for portion in self.graph.portions():
+                yield joined_losses(self.probe.losses_of(outputs, next(targets)) for outputs in portion)
 
-    def _with(self, module: nn.Module) -> Losses:
+    def _whole(self, module: nn.Module) -> Losses:
+        """All samples by the module's own forward."""
         if not self.recalibrate:
             return direct_losses(module, self.probe)
         kept: Mapping[str, Tensor] = {name: value.clone() for name, value in module.named_buffers()}
@@ -195,22 +100,6 @@ class MaskedEvaluator:
         finally:
             for name, value in module.named_buffers():
                 value.copy_(kept[name])
-
-
-def direct_losses(module: nn.Module, probe: Probe) -> Losses:
-    """Loss of each sample, by the module's own forward."""
-    with torch.no_grad():
-        return _joined(probe.losses(module(inputs), target) for inputs, target in probe.batches)
-
-
-def _joined(parts: Iterable[Tensor]) -> Losses:
-    collected = [part.detach().double().cpu().numpy() for part in parts]
-    if not collected:
-        raise ModelError("the probe has no batch; pass at least one.")
-    losses = np.concatenate(collected)
-    if not np.isfinite(losses).all():
-        losses = np.nan_to_num(losses, nan=1e4, posinf=1e4, neginf=-1e4)
-    return losses
 
 
 def _tensors_of(group: ChannelGroup) -> set[str]:

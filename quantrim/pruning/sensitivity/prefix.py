@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ from quantrim.pruning.groups.capture import capture
 _OWNED = (InputKind.PARAMETER, InputKind.BUFFER)
 #: Most memory for the values of inputs that run in step.
 _POOL_BYTES = 1e9
+#: Samples whose common statistics are good enough; no more run in step.
+_IN_STEP = 256
 
 
 class PrefixGraph:
@@ -39,6 +42,7 @@ class PrefixGraph:
         self.owned, self.used_at = _owned_tensors(module, program, self.position)
         self.last_use = _last_uses(self.nodes, self.position)
         self.cut = 0
+        self.batch = len(inputs[0])
         users = [node for node in program.graph.nodes if node.op == "placeholder" and node not in self.owned]
         constants = _constants(program)
         self.states: list[dict[Any, Any]] = []
@@ -88,10 +92,10 @@ class PrefixGraph:
                 self._run(states, self.cut, goal)
         self.cut = goal
 
-    def outputs(self) -> Iterator[Any]:
-        """Outputs for each of the inputs, run from the cut."""
+    def portions(self) -> Iterator[list[Any]]:
+        """Outputs for the inputs, run from the cut, as many at a time as run in step."""
         for states in self._bundles():
-            yield from self._run([dict(state) for state in states], self.cut, len(self.nodes))
+            yield self._run([dict(state) for state in states], self.cut, len(self.nodes))
 
     def _bundles(self) -> Iterator[list[dict[Any, Any]]]:
         """States that run in step."""
@@ -101,7 +105,8 @@ class PrefixGraph:
     def _fitting_together(self) -> int:
         """Inputs whose values fit into memory together, wherever the run stands."""
         largest = max(self._bytes_across(index) for index in range(len(self.nodes)))
-        return max(1, int(_POOL_BYTES / max(1.0, largest)))
+        enough = math.ceil(_IN_STEP / max(1, self.batch))
+        return max(1, min(enough, int(_POOL_BYTES / max(1.0, largest))))
 
     def _run(self, states: Sequence[dict[Any, Any]], start: int, end: int) -> list[Any]:
         """Execute operations on all states in step, keeping in them what is still needed afterwards."""

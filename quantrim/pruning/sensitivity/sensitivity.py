@@ -1,9 +1,9 @@
 """How much the loss rises when each group loses channels: measured on masks, with a standard error.
 
 Against the usual procedure (prune for real, evaluate the whole set, nine ratios for each group) four things
-save time: masks instead of rebuilt models, one run of what lies before a group, a small fixed set on which
-differences to the unpruned model are taken sample by sample, and two or three ratios a group, between and
-beyond which the criterion's prediction is scaled to what was measured.
+save time: masks instead of rebuilt models; one run of what lies before a group; a fixed set on which
+differences to the unpruned model are taken sample by sample, and of which no more is run than it takes until
+their standard error is small; four to seven ratios a group, more where the loss begins to rise.
 """
 
 from __future__ import annotations
@@ -12,125 +12,40 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from quantrim.errors import CheckpointError, ConfigError, DataError
-from quantrim.files import read_json, write_json
+from quantrim.errors import CheckpointError, ConfigError
+from quantrim.files import write_json
 from quantrim.modules import in_mode
-from quantrim.pruning.cost.solver import loss_of_magnitude
 from quantrim.pruning.groups.groups import ChannelGroup
-from quantrim.pruning.sensitivity.criteria import Scores
-from quantrim.pruning.sensitivity.evaluate import Losses, MaskedEvaluator, Probe, direct_losses
+from quantrim.pruning.sensitivity.criteria import Scores, loss_of_magnitude
+from quantrim.pruning.sensitivity.curves import (
+    GRID,
+    Curve,
+    Point,
+    Sensitivity,
+    load_sensitivity,
+)
+from quantrim.pruning.sensitivity.evaluate import MaskedEvaluator
 from quantrim.pruning.sensitivity.parallel import spread
+from quantrim.pruning.sensitivity.probe import Losses, Probe, direct_losses
 
-_FORMAT = 1
-#: Shares removed at which predictions are kept.
-GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
-#: A loss below so many standard errors is not told from none.
-_SIGNIFICANT = 2.0
-#: Predicted and measured rises that differ by less than this factor agree.
-_AGREEMENT = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One measurement.
-
-    Attributes:
-        ratio: share of the group's units masked.
-        loss: mean rise of the loss.
-        error: standard error of that mean, over paired samples.
-    """
-
-    ratio: float
-    loss: float
-    error: float
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Loss of one group against the share removed.
-
-    Attributes:
-        points: measurements, rising in ratio.
-        predicted: the criterion's prediction at each of GRID, in units of its own; empty when every ratio of
-            interest was measured.
-    """
-
-    points: tuple[Point, ...]
-    predicted: tuple[float, ...] = ()
-
-    def __call__(self, ratios: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Rise of the loss at shares removed, never falling, 0 at 0."""
-        ratios = np.asarray(ratios, dtype=np.float64)
-        at = np.array([point.ratio for point in self.points])
-        losses = np.maximum(np.maximum.accumulate([point.loss for point in self.points]), 0.0)
-        if not self.predicted:
-            return np.asarray(np.interp(ratios, [0.0, *at, 1.0], [0.0, *losses, 2 * losses[-1]]))
-        shape = np.array([0.0, *self.predicted])
-        grid = np.array([0.0, *GRID])
-        factors = losses / np.maximum(np.interp(at, grid, shape), 1e-12)
-        values = np.interp(grid, grid, shape) * np.interp(grid, at, factors)
-        return np.asarray(np.interp(ratios, grid, np.maximum.accumulate(values)))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
-        points = [{"ratio": p.ratio, "loss": p.loss, "error": p.error} for p in self.points]
-        return {"points": points, "predicted": list(self.predicted)}
-
-    @staticmethod
-    def from_json(value: Any) -> Curve:
-        """Curve of a JSON value."""
-        points = tuple(Point(float(p["ratio"]), float(p["loss"]), float(p["error"])) for p in value["points"])
-        return Curve(points, tuple(map(float, value["predicted"])))
-
-
-@dataclass(frozen=True, slots=True)
-class Sensitivity:
-    """Curves of all groups.
-
-    Attributes:
-        groups: curve of each group.
-        baseline: mean loss of the unpruned model.
-        evaluations: passes over the set.
-        seconds: time they took.
-        key: hashes of what was measured.
-    """
-
-    groups: Mapping[str, Curve]
-    baseline: float
-    evaluations: int
-    seconds: float
-    key: Mapping[str, str] = field(default_factory=dict)
-
-    def loss(self, group: str, ratios: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Rise of the loss when shares of a group's units are removed."""
-        return self.groups[group](ratios)
-
-    def curves(self) -> dict[str, tuple[list[float], list[float]]]:
-        """Shares removed and losses, as the threshold method wants them."""
-        return {
-            name: ([p.ratio for p in curve.points], [p.loss for p in curve.points])
-            for name, curve in self.groups.items()
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
-        return {
-            "format": _FORMAT,
-            "key": dict(self.key),
-            "baseline": self.baseline,
-            "evaluations": self.evaluations,
-            "seconds": self.seconds,
-            "groups": {name: curve.to_json() for name, curve in self.groups.items()},
-        }
+#: Shares measured at every group, and how many points a group gets at most.
+_FIRST, _MOST = (0.25, 0.5, 0.75, 0.9), 7
+#: Neighbours are far apart where the roots of their rises differ by more than so many roots of the baseline.
+_FAR = 0.35
+#: A baseline below this share of the largest rise gives no scale.
+_TINY = 1e-2
+#: Samples that are measured at least, and standard errors that are small enough: of the rise, of the baseline.
+_LEAST_SAMPLES, _OF_RISE, _OF_BASELINE = 128, 0.1, 0.005
+#: Losses that tell one loss function from another, and how far the same one may differ on another machine.
+_TOLD, _SAME = 8, 1e-3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,6 +69,13 @@ class Job:
     ratios: tuple[float, ...] | None = None
     recalibrate: bool = False
     threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.ratios is None:
+            return
+        object.__setattr__(self, "ratios", tuple(sorted(self.ratios)))
+        if not self.ratios or not all(0 < ratio <= 1 for ratio in self.ratios):
+            raise ConfigError(f"ratios must be shares in (0, 1], they are {self.ratios}.", field="ratios")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +108,7 @@ class Estimate:
 
 def estimate_cost(job: Job) -> Estimate:
     """Number of evaluations and time before they are done, from one timed batch."""
-    count = len(job.groups) * (3 if job.ratios is None else len(job.ratios)) + 1
+    count = len(job.groups) * (_MOST if job.ratios is None else len(job.ratios)) + 1
     first = Probe(job.probe.batches[:1], job.probe.losses)
     with in_mode(job.module, training=False):
         direct_losses(job.module, first)
@@ -259,10 +181,7 @@ def measure_some(job: Job, names: Sequence[str]) -> Iterator[Found]:
     groups = [group for group in evaluator.order(job.groups) if group.name in set(names)]
     for number, group in enumerate(groups):
         measurement = _Measurement(evaluator, group, job.scores[group.name], before)
-        if job.ratios is None:
-            curve = measurement.adaptive()
-        else:
-            curve = Curve(tuple(map(measurement.point, job.ratios)))
+        curve = measurement.adaptive() if job.ratios is None else measurement.at(job.ratios)
         yield Found({group.name: curve}, measurement.evaluations + (number == 0), float(before.mean()))
 
 
@@ -271,47 +190,84 @@ class _Measurement:
 
     def __init__(self, evaluator: MaskedEvaluator, group: ChannelGroup, scores: Scores, before: Losses) -> None:
         self.evaluator, self.group, self.before = evaluator, group, before
+        self.scale = abs(float(before.mean()))
         self.ranking = np.argsort(scores, kind="stable")
         units = group.units
         kept = np.array(
             [units - max(0, min(units - 1, round(ratio * units))) for ratio in GRID], dtype=np.int64
         )
-        self.predicted = loss_of_magnitude(scores, kept)
+        self.predicted = tuple(map(float, loss_of_magnitude(scores, kept)))
         self.evaluations = 0
 
-    def point(self, ratio: float) -> Point:
-        """Mask the lowest share of units and compare sample by sample."""
-        count = max(0, min(self.group.units - 1, round(ratio * self.group.units)))
-        if count == 0:
-            return Point(ratio, 0.0, 0.0)
-        self.evaluations += 1
-        after = self.evaluator.losses(self.group, self.group.removal(self.ranking[:count]))
-        rises = after - self.before
-        error = float(rises.std(ddof=1) / np.sqrt(len(rises))) if len(rises) > 1 else 0.0
-        return Point(count / self.group.units, float(rises.mean()), error)
+    def at(self, ratios: Sequence[float]) -> Curve:
+        """Curve measured at these shares."""
+        points = {point.ratio: point for point in map(self.point, ratios) if point is not None}
+        return Curve(tuple(points[ratio] for ratio in sorted(points)))
 
     def adaptive(self) -> Curve:
-        """Half of the group, then less if that hurts and more if not; a third where prediction fails.
+        """Curve measured at as many shares as it takes.
 
-        The prediction is the criterion's; what was measured scales it (see :class:`Curve`).
+        Neighbours that are far apart get a point between them, the lowest ones first: where the loss has risen
+        by more than its baseline, nobody will prune.
         """
-        middle = self.point(0.5)
-        hurts = middle.loss > _SIGNIFICANT * middle.error
-        points = [middle, self.point(0.25 if hurts else 0.75)]
-        if not self._agree(points):
-            points.append(self.point(0.75 if hurts else 0.25))
-        distinct = {point.ratio: point for point in points if point.ratio > 0}
-        return Curve(tuple(distinct[ratio] for ratio in sorted(distinct)), tuple(map(float, self.predicted)))
+        points = {0.0: Point(0.0, 0.0, 0.0)}
+        for ratio in _FIRST:
+            self._add(points, ratio)
+        if self.scale < _TINY * (most := max(point.loss for point in points.values())):
+            self.scale = most / 4  # a divergence starts at zero
+        while len(points) <= _MOST:
+            between = self._between(points)
+            if between is None or not self._add(points, between):
+                break
+        return Curve(tuple(points[ratio] for ratio in sorted(points) if ratio > 0), self.predicted)
 
-    def _agree(self, points: Sequence[Point]) -> bool:
-        expected = np.interp([p.ratio for p in points], [0.0, *GRID], [0.0, *self.predicted])
-        measured = np.array([max(p.loss, p.error, 1e-12) for p in points])
-        factors = measured / np.maximum(expected, 1e-12)
-        return bool(factors.max() <= _AGREEMENT * factors.min())
+    def _add(self, points: dict[float, Point], ratio: float) -> bool:
+        """Measure another point; False where the group has no width that is new."""
+        if self._count(ratio) / self.group.units in points:
+            return False
+        point = self.point(ratio)
+        if point is not None:
+            points[point.ratio] = point
+        return point is not None
+
+    def _between(self, points: Mapping[float, Point]) -> float | None:
+        ratios = sorted(points)
+        roots = [np.sqrt(max(points[ratio].loss, 0.0) / max(self.scale, 1e-9)) for ratio in ratios]
+        for low, high, start, end in zip(ratios, ratios[1:], roots, roots[1:], strict=False):
+            if end - start > _FAR and start < 1:
+                return (low + high) / 2
+        return None
+
+    def _count(self, ratio: float) -> int:
+        return max(0, min(self.group.units - 1, round(ratio * self.group.units)))
+
+    def point(self, ratio: float) -> Point | None:
+        """Mask the lowest share of units and compare sample by sample; None where no unit would go."""
+        count = self._count(ratio)
+        if count == 0:
+            return None
+        self.evaluations += 1
+        removal = self.group.removal(self.ranking[:count])
+        rises = np.empty(0)
+        with closing(self.evaluator.portions(self.group, removal)) as portions:
+            for losses in portions:
+                start = len(rises)
+                rises = np.concatenate([rises, losses - self.before[start : start + len(losses)]])
+                if len(rises) >= _LEAST_SAMPLES and self._precise(rises):
+                    break
+        return Point(count / self.group.units, float(rises.mean()), _standard_error(rises))
+
+    def _precise(self, rises: Losses) -> bool:
+        wanted = max(_OF_RISE * abs(float(rises.mean())), _OF_BASELINE * self.scale)
+        return _standard_error(rises) <= wanted
+
+
+def _standard_error(rises: Losses) -> float:
+    return float(rises.std(ddof=1) / np.sqrt(len(rises))) if len(rises) > 1 else 0.0
 
 
 def fingerprint(job: Job) -> dict[str, str]:
-    """Hashes of weights and groups, of the data, and of the settings."""
+    """Hashes of weights and groups, of the data and of the settings, and what the loss makes of the model."""
     model, data = hashlib.sha256(), hashlib.sha256()
     for name, value in job.module.state_dict().items():
         model.update(name.encode())
@@ -321,30 +277,24 @@ def fingerprint(job: Job) -> dict[str, str]:
     for batch in job.probe.batches:
         for tensor in batch:
             data.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    settings = hashlib.sha256(f"{job.ratios} {job.recalibrate} {job.probe.losses.__qualname__}".encode())
+    settings = hashlib.sha256(f"{job.ratios} {job.recalibrate}".encode())
     for name in sorted(job.scores):
         settings.update(np.argsort(job.scores[name], kind="stable").tobytes())
-    return {"model": model.hexdigest(), "data": data.hexdigest(), "settings": settings.hexdigest()}
+    hashes = {"model": model.hexdigest(), "data": data.hexdigest(), "settings": settings.hexdigest()}
+    return hashes | {"losses": _first_losses(job)}
 
 
-def load_sensitivity(path: str | Path) -> Sensitivity:
-    """Read a file that :func:`measure` wrote.
+def _first_losses(job: Job) -> str:
+    """What the loss function makes of the unpruned model's first samples: no name tells one from another."""
+    with in_mode(job.module, training=False):
+        losses = direct_losses(job.module, Probe(job.probe.batches[:1], job.probe.losses))
+    return " ".join(f"{loss:.6g}" for loss in losses[:_TOLD])
 
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
-    try:
-        value = read_json(path)
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
-    if not isinstance(value, dict) or value.get("format") != _FORMAT:
-        raise CheckpointError(f"{path}: not a sensitivity file of format {_FORMAT}. Measure it again.")
-    try:
-        groups = {str(name): Curve.from_json(curve) for name, curve in value["groups"].items()}
-        numbers = (float(value["baseline"]), int(value["evaluations"]), float(value["seconds"]))
-        return Sensitivity(groups, *numbers, {str(k): str(v) for k, v in value["key"].items()})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged sensitivity file ({error}). Measure it again.") from error
+
+def _same_losses(one: str, other: str) -> bool:
+    """Whether two accounts of losses are equal, but for rounding on another machine."""
+    first, second = (np.array([float(word) for word in text.split()]) for text in (one, other))
+    return len(first) == len(second) > 0 and bool(np.allclose(first, second, rtol=_SAME, atol=1e-6))
 
 
 def _results(job: Job, groups: Sequence[ChannelGroup], workers: int | str) -> Iterator[Found]:
@@ -369,6 +319,8 @@ def _begun(path: str | Path | None, key: Mapping[str, str]) -> Sensitivity:
     for part, meaning in (("model", "another model"), ("data", "other data"), ("settings", "other settings")):
         if begun.key.get(part) != key[part]:
             raise CheckpointError(f"{path}: was measured on {meaning}. Delete it, or give another path.")
+    if not _same_losses(begun.key.get("losses", ""), key["losses"]):
+        raise CheckpointError(f"{path}: was measured with another loss. Delete it, or give another path.")
     return begun
 
 
