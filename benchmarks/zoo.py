@@ -92,12 +92,12 @@ def model_file(name: str) -> Path:
         module = (CLASSIFIERS | OTHERS)[name]()
         size = SIZES.get(name, 224)
         images = torch.randn(4, 3, size, size)
-        _settle_batch_norm(module, images)
+        settle_batch_norm(module, images)
         export_onnx(module, images[:1], path, dynamic_batch=name not in SIZES, input_names=["image"])
     return path
 
 
-def _settle_batch_norm(module: nn.Module, images: torch.Tensor) -> None:
+def settle_batch_norm(module: nn.Module, images: torch.Tensor) -> None:
     """Give every batch norm the statistics of the images, and scale and shift of their own."""
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
