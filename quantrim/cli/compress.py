@@ -18,6 +18,7 @@ from quantrim.cli.calibration import (
     is_config,
     preprocess_of,
 )
+from quantrim.cli.judging import DecoderOption, TaskOption, judging_of
 from quantrim.cli.options import (
     TUNE_SECONDS,
     InputShapeOption,
@@ -77,6 +78,8 @@ def compress(
     fit: FitOption = None,
     input_shape: InputShapeOption = None,
     threads: ThreadsOption = 1,
+    task: TaskOption = None,
+    decoder: DecoderOption = None,
     tune: TuneOption = False,
     tune_seconds: TuneSecondsOption = TUNE_SECONDS,
     pick: Annotated[
@@ -140,6 +143,7 @@ def compress(
             threads=threads,
             tuning=tuning,
             pick_ms=pick_ms,
+            judging=judging_of([model], deploy, task, decoder, "any"),
             on_candidate=tell,
         )
         carried_from = chosen_deploy([model], deploy, mean, std, fit)

@@ -26,7 +26,8 @@ from quantrim.compression.spool import Spool
 from quantrim.compression.tuning import Tuning, rewritten_model
 from quantrim.compression.variants import Variant, Variants
 from quantrim.engines import EngineName, LayerRun, Precision, Session, open_session, require_engine
-from quantrim.engines.bench import Latency, interleaved, latency
+from quantrim.engines.bench import interleaved, latency
+from quantrim.engines.race import Race
 from quantrim.engines.trial import EngineResult, ask
 from quantrim.errors import ConfigError
 from quantrim.files import atomic_path, require_onnx_output, size_mb
@@ -36,6 +37,7 @@ from quantrim.graph.load import as_onnx
 from quantrim.graph.peek import peekable
 from quantrim.graph.ports import input_ports
 from quantrim.graph.session import save_model
+from quantrim.judges import Judging
 from quantrim.post_training import PtqConfig
 from quantrim.post_training.quantize import ranges_path
 from quantrim.rewrites.files import ask_precision, engines_have_bf16
@@ -67,6 +69,7 @@ def compress(
     max_drop: float,
     engine: EngineName = "openvino",
     judge: Judge | None = None,
+    judging: Judging | None = None,
     samples: int = 100,
     judged: int = 200,
     recipes: Sequence[Variant] = RECIPES,
@@ -90,6 +93,7 @@ def compress(
         max_drop: points of accuracy that may be lost, of 100.
         engine: where accuracy and latency count; its own target places the quantizers.
         judge: measure of accuracy on labelled data; agreement with FP32 by default.
+        judging: without a ``judge``: how outputs are read; as their shapes say by default.
         samples: pictures that calibrate.
         judged: further pictures that judge, without a ``judge``.
         recipes: ways to choose the numbers of whole INT8, tried until one is within the drop.
@@ -135,7 +139,8 @@ def compress(
         calibration, held = spool.split(samples)
         normalized = normalize(original)
         prove_equal(original, normalized, next(iter(calibration)))
-        found = judge or agreement_judge(open_session(source, engine), held.__iter__)
+        judging = judging or Judging()
+        found = judge or agreement_judge(open_session(source, engine), held.__iter__, judging)
         notes = _doubts(found, max_drop, same_pictures=judge is None and held is calibration)
         kept = list(islice(calibration, kept_batches(next(iter(calibration)))))
         rules = target_named(engine)
@@ -145,7 +150,7 @@ def compress(
 
         where = _Engine(engine, threads, kept)
         tuned, rewritten = rewritten_model(normalized, kept, engine, skip, threads, tuning, folder)
-        search = _Search(found, max_drop, where, folder, on_candidate)
+        search = _Search(found, max_drop, where, folder, on_candidate, judging)
         whole = search.run(source, variants_of(tuned.model), recipes, rewritten)
         search.train(offers or Offers(), whole, variants_of, recipes)
         if tuning is not None:
@@ -241,9 +246,12 @@ class _Search:
         engine: _Engine,
         folder: Path,
         on_candidate: Callable[[Candidate], None],
+        judging: Judging,
     ) -> None:
         self.judge, self.max_drop, self.engine = judge, max_drop, engine
         self.folder, self.on_candidate = folder, on_candidate
+        self.judging = replace(judging, accept="any")  # the drop that may be lost is the bar
+        self.raced: Race | None = None
         self.entries: list[_Entry] = []
         self.layers: list[Layer] = []
 
@@ -322,7 +330,7 @@ class _Search:
             allowed = any(self._within(one) for one in self.entries if one.candidate.precision == "bf16")
             return ask(
                 engine.name, files.source, copy, files.variants.graph, plan.float_nodes, engine.kept,
-                engine.threads, bf16=allowed,
+                engine.threads, bf16=allowed, judging=self.judging, held_out=False, times=self.raced,
             )  # fmt: skip
 
         return self._consider(name, path, float_layers=float_layers, verdict=verdict)
@@ -383,31 +391,36 @@ class _Search:
         the most accurate one is chosen.
         """
         let_in = [entry for entry in self.entries if self._within(entry) or pick_ms is not None]
-        times = {id(entry): self._timed([entry], _FEWEST)[0] for entry in let_in}
+        times = {id(entry): latency(self._timed([entry], _FEWEST)[0]) for entry in let_in}
         others = sorted(let_in[1:], key=lambda entry: times[id(entry)].median)[:_RACERS]
         racers = [let_in[0], *others]
         once = sum(times[id(entry)].median for entry in racers) / 1e3
         repeat = int(np.clip(_RACE_SECONDS / max(once, 1e-6), _FEWEST, _MOST))
-        times |= {id(entry): one for entry, one in zip(racers, self._timed(racers, repeat), strict=True)}
+        rows = self._timed(racers, repeat)
+        times |= {id(entry): latency(row) for entry, row in zip(racers, rows, strict=True)}
         limit = _EQUAL * min(times[id(entry)].median for entry in racers)
         fastest = [entry for entry in racers if times[id(entry)].median <= limit]
         if pick_ms is not None:
             fastest = [entry for entry in let_in if times[id(entry)].median <= pick_ms] or fastest
         chosen = min(fastest, key=lambda entry: (entry.candidate.drop, times[id(entry)].median))
+        self.raced = _race_of(racers, rows, chosen)
         timed = tuple(replace(one.candidate, latency_ms=times.get(id(one))) for one in self.entries)
         return timed, chosen
 
-    def _timed(self, entries: Sequence[_Entry], repeat: int) -> list[Latency]:
+    def _timed(self, entries: Sequence[_Entry], repeat: int) -> np.ndarray:
+        """Milliseconds, float64 (entries, repeat)."""
         threads, name = self.engine.threads, self.engine.name
         sessions = [
             open_session(one.path, name, threads=threads, precision=one.candidate.precision) for one in entries
         ]
         pairs = [(session, self.engine.feed(session)) for session in sessions]
-        return [latency(row) for row in interleaved(pairs, warmup=_WARMUP, repeat=repeat)]
+        return interleaved(pairs, warmup=_WARMUP, repeat=repeat)
 
-    @staticmethod
-    def deliver(chosen: _Entry, output: Path) -> EngineResult | None:
-        """Write the chosen file; the engine's verdict on it where it is INT8."""
+    def deliver(self, chosen: _Entry, output: Path) -> EngineResult | None:
+        """The engine's verdict on the chosen file where it is INT8; then the file in its place."""
+        verdict = None if chosen.verdict is None else chosen.verdict(chosen.path)
+        if verdict is not None and self.raced is not None:  # a result has one race alone
+            verdict = replace(verdict, times=self.raced)
         model = read_onnx(chosen.path)
         ask_precision(model, chosen.candidate.precision)
         save_model(model, output)
@@ -416,7 +429,20 @@ class _Search:
                 shutil.copyfile(ranges_path(chosen.path), temporary)
         else:
             ranges_path(output).unlink(missing_ok=True)  # those of another file that stood here
-        return None if chosen.verdict is None else chosen.verdict(output)
+        return verdict
+
+
+def _race_of(racers: Sequence[_Entry], rows: np.ndarray, chosen: _Entry) -> Race | None:
+    """The race as the verdict tells it: FP32, BF16 and the chosen INT8 file; None where that is not INT8."""
+    if chosen.verdict is None or not any(entry is chosen for entry in racers):
+        return None
+    named = {"fp32": rows[0]}
+    for entry, row in zip(racers, rows, strict=True):
+        if entry is chosen:
+            named["int8"] = row
+        elif entry.verdict is None and entry.candidate.precision == "bf16":
+            named["bf16"] = row
+    return Race.of(named)
 
 
 @dataclass(frozen=True, slots=True)

@@ -272,14 +272,13 @@ def test_nonsense_is_refused_before_any_work(residual_onnx, images, tmp_path):
 
 def test_of_equally_fast_files_the_most_accurate_is_chosen(residual_onnx, images, tmp_path, monkeypatch):
     judge = metric_judge(lambda one: {"top1": 0.9 if _is_fp32(one) else 0.899}, "top1", 1000)
-    times = iter([[Latency(t, t, t, 0.0)] for t in (1.0, 5.0, 0.99, 0.99)])  # FP32, BF16, INT8, ... alone
+    times = iter([np.full((1, 7), t) for t in (1.0, 5.0, 0.99, 0.99)])  # FP32, BF16, INT8, ... alone
 
     def timed(self, entries, repeat):
         alone = next(times, None)
         if alone is not None and len(entries) == 1:
             return alone
-        return [Latency(1.0, 1.0, 1.0, 0.0) if "FP32" in one.candidate.name else Latency(0.99, 1, 1, 0)
-                for one in entries]  # fmt: skip
+        return np.array([[1.0 if "FP32" in one.candidate.name else 0.99] * repeat for one in entries])
 
     monkeypatch.setattr(compress_module._Search, "_timed", timed)
     result = compress(residual_onnx, images, tmp_path / "best.onnx", max_drop=1, judge=judge, samples=8)
