@@ -30,9 +30,10 @@ def free_name(name: str, taken: Container[str]) -> str:
 
 
 def new_constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    """Float32 initializer of a model; where the name is taken, a number is appended."""
+    """Initializer of a model, float32 or int64; where the name is taken, a number is appended."""
     free = free_name(name, names_of(model))
-    tensor = ir.tensor(np.asarray(array, np.float32), name=free)
+    kept = array if array.dtype == np.int64 else np.asarray(array, np.float32)
+    tensor = ir.tensor(np.ascontiguousarray(kept), name=free)
     value = ir.Value(
         name=free, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype), const_value=tensor
     )

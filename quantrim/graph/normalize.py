@@ -38,6 +38,7 @@ from quantrim.graph.folding import own_weights_before_batch_norms
 from quantrim.graph.padding import wrap_by_slices
 from quantrim.graph.ports import Feed, numpy_dtype
 from quantrim.graph.precision import WEIGHTED, holds_halves, require_float, widen_halves
+from quantrim.graph.rows import column_scales
 from quantrim.graph.session import reference_session
 
 #: Largest relative L2 distance that re-ordered float32 sums explain.
@@ -70,6 +71,7 @@ def _normalized(model: ir.Model) -> ir.Model:
     pools_from_means(model)
     vector_addends(model)
     fold_affine(model)
+    column_scales(model)
     convolutions_from_batch_norms(model)
     onnxscript.optimizer.remove_unused_nodes(model)
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True)(model)
