@@ -223,7 +223,7 @@ def _layer_behind(model: ir.Model, reshape: ir.Node) -> None:
 
 
 def _is_bare_product(node: ir.Node) -> bool:
-    """Whether a node multiplies rows with a constant matrix and adds nothing: the engine's own scales end it."""
+    """Whether a node multiplies rows with a constant matrix and adds nothing."""
     if node.op_type not in ("Gemm", "MatMul") or _rank(node.inputs[0]) != 2 or _columns(node) is None:
         return False
     bias = array_of(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1)

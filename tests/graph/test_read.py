@@ -59,7 +59,7 @@ def test_a_negative_size_is_an_open_axis(tmp_path, shape):
     path = file_of(tmp_path / "m.onnx", NET, [info("x", shape)], [info("y", [-1, 4, -1, -1])], constants)
     assert input_ports(read_onnx(path))[0].shape == tuple(None if d < 0 else d for d in shape)
     data = GENERATOR.standard_normal((6, 3, 8, 8)).astype(np.float32)
-    result = qt.ptq(path, data, tmp_path / "int8.onnx", engines=["onnxruntime"])
+    result = qt.ptq(path, data, tmp_path / "int8.onnx", engines=["onnxruntime"], accept="any")
     assert result.engines[0].verdict.int8_mac_share == 1.0
 
 
@@ -115,7 +115,7 @@ def test_whatever_is_added_to_a_product_of_matrices_is_a_vector_or_stands_alone(
         if node.op_type == "Gemm" and len(node.inputs) > 2:
             assert len(node.inputs[2].const_value.shape) == 1
     data = GENERATOR.standard_normal((24, 12)).astype(np.float32)
-    qt.ptq(path, data, tmp_path / "int8.onnx", engines=["openvino", "onnxruntime"])
+    qt.ptq(path, data, tmp_path / "int8.onnx", engines=["openvino", "onnxruntime"], accept="any")
     wanted, got = (run(tmp_path / name, {"x": data[:6]})[0] for name in ("m.onnx", "int8.onnx"))
     assert np.linalg.norm(got - wanted) < 0.03 * np.linalg.norm(wanted)
 
