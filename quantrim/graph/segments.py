@@ -162,6 +162,7 @@ def part_session(
     constants: Iterable[str],
     returned: Iterable[str],
     options: ort.SessionOptions | None = None,
+    replaced: Mapping[str, np.ndarray] | None = None,
 ) -> ort.InferenceSession:
     """Session of some nodes of a model, on the CPU.
 
@@ -172,11 +173,14 @@ def part_session(
         constants: initializers of the model that are built in.
         returned: names of the outputs.
         options: ONNX Runtime's.
+        replaced: other values of constants, and further ones.
 
     Raises:
         ModelError: ONNX Runtime refuses them.
     """
-    tensors = [_initializer(model, name) for name in constants]
+    replaced = replaced or {}
+    tensors = [_initializer(model, name) for name in constants if name not in replaced]
+    tensors += [onnx.numpy_helper.from_array(array, name) for name, array in replaced.items()]
     graph = onnx.helper.make_graph(
         list(nodes),
         "part",

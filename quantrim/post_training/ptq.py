@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 #: Samples that correct biases: means over channels settle long before ranges do.
 _BIAS_SAMPLES = 16
+#: Samples that tell whether a refinement lowers the error at the outputs.
+_JUDGING_SAMPLES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +347,7 @@ def quantize(
     if wanted:
         few = kept if "adaround" in wanted else first_samples(kept, _BIAS_SAMPLES)
         refined = refine(quantized, few, wanted)
-        if is_better(refined, quantized, few):
+        if is_better(refined, quantized, first_samples(few, _JUDGING_SAMPLES)):
             quantized = refined
             kept_refinements += wanted
     return quantized, sketches, tuple(kept_refinements)

@@ -8,8 +8,10 @@ of layers.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -212,7 +214,8 @@ class _Walker:
             for values, quantized in ((self.float_values, False), (self.int8_values, True)):
                 read = {name: self._read(readers[name], name, values, quantized) for name in names}
                 count = len(next(iter(read.values()), next(iter(values.values()))))
-                made = [session.run(outputs, {name: read[name][i] for name in names}) for i in range(count)]
+                feeds = [{name: read[name][i] for name in names} for i in range(count)]
+                made = _side_by_side(session, outputs, feeds)
                 values.update({name: [batch[k] for batch in made] for k, name in enumerate(outputs)})
         for node in nodes:
             self._release(node)
@@ -220,23 +223,14 @@ class _Walker:
     def linear(self, operator: ir.Node, node: Node, codes: WeightCodes, correct: Correct) -> WeightCodes:
         """Run a quantized layer and let ``correct`` change its codes."""
         assert node.weight is not None
-        free = tuple(str(value.name) for value in operator.inputs[1:3] if value is not None)
-        session, _ = _session(self.model, [operator], free, [node.output], with_bias=True)
-        bias_name = free[1] if len(free) > 1 else "__bias"
-
-        def run(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-            feed = {node.inputs[0]: x, node.weight.name: weight}  # type: ignore[union-attr]
-            if operator.op_type != "MatMul":
-                feed[bias_name] = np.zeros(_channels(operator, weight), np.float32) if bias is None else bias
-            return session.run([node.output], feed)[0]
-
+        layer = _Layer(self.model, operator, node)
         weight = self._constant(node.weight.name)
         bias = self._constant(node.bias) if node.bias else None
         inputs = self._read(node, node.inputs[0], self.int8_values, quantized=True)
-        floats = [run(x, weight, bias) for x in self.float_values[node.inputs[0]]]
-        real, kept = dequantize(codes), bias if codes.bias is None else codes.bias
-        made = [run(x, real, kept) for x in inputs]
-        step = Step(node, operator, inputs, floats, made, weight, bias, codes, run)
+        floats = layer.run_all(self.float_values[node.inputs[0]], weight, bias)
+        kept = bias if codes.bias is None else codes.bias
+        made = layer.run_all(inputs, dequantize(codes), kept)
+        step = Step(node, operator, inputs, floats, made, weight, bias, codes, layer.run)
         new = step.with_codes(correct(step))
         self.float_values[node.output], self.int8_values[node.output] = floats, new.int8_outputs
         self._release(node)
@@ -256,6 +250,47 @@ class _Walker:
             if self.readers[tensor] == 0:
                 self.float_values.pop(tensor, None)
                 self.int8_values.pop(tensor, None)
+
+
+def _side_by_side(
+    session: ort.InferenceSession, outputs: Sequence[str], feeds: Sequence[Mapping[str, np.ndarray]]
+) -> list[list[np.ndarray]]:
+    """Outputs of each feed, on all cores; a session of few nodes has one thread, which waits for nobody."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda feed: session.run(list(outputs), feed), feeds))
+
+
+class _Layer:
+    """A linear layer as a function of its input, weight and bias."""
+
+    def __init__(self, model: ir.Model, operator: ir.Node, node: Node) -> None:
+        assert node.weight is not None
+        self.model, self.operator, self.node, self.weight = model, operator, node, node.weight.name
+        free = [str(value.name) for value in operator.inputs[1:3] if value is not None]
+        self.bias = free[1] if len(free) > 1 else "__bias"
+
+    def run_all(self, batches: Batches, weight: np.ndarray, bias: np.ndarray | None) -> Batches:
+        """The layer on several batches, with constants built in: ONNX Runtime's fast kernels read no others."""
+        constants = {self.weight: weight}
+        if self.operator.op_type != "MatMul":
+            constants[self.bias] = self._bias(weight, bias)
+        session, _ = _session(self.model, [self.operator], (), [self.node.output], constants)
+        names = [self.node.output]
+        return [made[0] for made in _side_by_side(session, names, [{self.node.inputs[0]: x} for x in batches])]
+
+    def run(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        """The layer on one batch, with any weight."""
+        feed = {self.node.inputs[0]: x, self.weight: weight}
+        if self.operator.op_type != "MatMul":
+            feed[self.bias] = self._bias(weight, bias)
+        return self._free.run([self.node.output], feed)[0]
+
+    @cached_property
+    def _free(self) -> ort.InferenceSession:
+        return _session(self.model, [self.operator], (self.weight, self.bias), [self.node.output], {})[0]
+
+    def _bias(self, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        return np.zeros(_channels(self.operator, weight), np.float32) if bias is None else bias
 
 
 def _channels(operator: ir.Node, weight: np.ndarray) -> int:
@@ -286,21 +321,27 @@ def _session(
     operators: Sequence[ir.Node],
     free: Sequence[str],
     returned: Sequence[str],
-    *,
-    with_bias: bool = False,
+    replaced: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[ort.InferenceSession, list[str]]:
-    """Session of some nodes whose constants are built in, except those in ``free``; and its input names."""
+    """Session of some nodes whose constants are built in, except those in ``free``; and its input names.
+
+    With ``replaced``, the nodes are one linear layer, which gets a bias where it has none.
+    """
     protos = [ir.serde.serialize_node(operator) for operator in operators]
-    if with_bias and operators[0].op_type != "MatMul" and len(protos[0].input) < 3:
+    if replaced is not None and operators[0].op_type != "MatMul" and len(protos[0].input) < 3:
         protos[0].input.append("__bias")
     made = {name for proto in protos for name in proto.output}
     named = [name for proto in protos for name in proto.input]
     named += [name for operator in operators for name in captured(operator)]
     read = [name for name in dict.fromkeys(named) if name and name not in made]
-    fixed = [name for name in read if name in model.graph.initializers and name not in free]
+    replaced = replaced or {}
+    known = model.graph.initializers.keys() | replaced.keys()
+    fixed = [name for name in read if name in known and name not in free]
     fed = [name for name in read if name not in fixed]
     dtypes = {name: _dtype(operators, name) for name in fed}
-    return part_session(model, protos, dtypes, fixed, returned), fed
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return part_session(model, protos, dtypes, fixed, returned, options, replaced), fed
 
 
 def _dtype(operators: Sequence[ir.Node], name: str) -> int:
