@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all lint types size native docs clean
+.PHONY: setup demo test test-all lint types size native fuzz fuzz-native audit docs clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,20 @@ size:
 native: setup
 	cmake -S cpp -B build/native -DCMAKE_BUILD_TYPE=Release -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
 	cmake --build build/native -j 2
+
+# Damaged models, images, arrays, states, configurations and requests; FUZZ="--models 20000 --seed 7" for more.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz.campaign $(FUZZ)
+
+fuzz-native: setup
+	$(BIN)/python tests/native/fuzz_data_file.py $(FUZZ)
+
+# Known vulnerabilities of the installed dependencies, and their list as CycloneDX.
+audit: setup
+	$(BIN)/python -m pip install -q 'pip-audit>=2.7,<3' 'cyclonedx-bom>=5,<8'
+	mkdir -p output
+	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --of JSON -o output/sbom.cdx.json
+	$(BIN)/pip-audit --skip-editable
 
 docs: setup
 	$(BIN)/python -m pip install -q -e '.[docs]'

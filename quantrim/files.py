@@ -10,11 +10,12 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from quantrim.errors import ConfigError, DataError, QuantrimError, first_line
+from quantrim.errors import CheckpointError, ConfigError, DataError, QuantrimError, first_line, in_words
 from quantrim.scratch import sweep_beside
 
+T = TypeVar("T")
 #: Largest image or JSON file.
 MAX_FILE_BYTES = 2**30
 
@@ -146,6 +147,30 @@ def read_json(path: str | Path) -> Any:
             return json.loads(file.read())
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of 5,000 digits
         raise DataError(f"{path}: not a JSON file ({first_line(error)}).") from error
+
+
+def validated(kind: type[T], value: Any, where: object, mend: str) -> T:
+    """A value from a file as an instance of a pydantic model; types are not converted.
+
+    Args:
+        kind: the model.
+        value: what the file holds.
+        where: the file, for the message.
+        mend: what the user may do, a sentence.
+
+    Raises:
+        CheckpointError: names the first field that is wrong.
+    """
+    from pydantic import BaseModel, ValidationError
+
+    assert issubclass(kind, BaseModel)
+    try:
+        return kind.model_validate(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        field = ".".join(str(part)[:60] for part in first["loc"])
+        words = first_line(ValueError(in_words(first))).replace("\n", " ")[:200]
+        raise CheckpointError(f"{where}: damaged: {field or 'it'} {words} {mend}") from error
 
 
 def sha256(path: str | Path) -> str:

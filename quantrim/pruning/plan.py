@@ -6,15 +6,16 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field
 from torch import nn
 
 from quantrim.checkpoints import load_weights, read_state
 from quantrim.errors import CheckpointError, DataError
-from quantrim.files import atomic_path, read_json, write_json
+from quantrim.files import atomic_path, read_json, validated, write_json
 from quantrim.modules import named_tensors
 from quantrim.pruning.groups.groups import Removal
 from quantrim.pruning.groups.walk import Member
@@ -95,11 +96,12 @@ class PruningPlan:
         """
         if not isinstance(value, dict) or value.get("format") != _FORMAT:
             raise CheckpointError(f"{source}: not a pruning plan of format {_FORMAT}. Prune the model again.")
+        stored = validated(_StoredPlan, value, source, "Prune the model again.")
         try:
-            shapes = {str(name): tuple(map(int, shape)) for name, shape in value["shapes"].items()}
+            shapes = {name: tuple(shape) for name, shape in stored.shapes.items()}
             kept = {
-                Member(str(name), int(dim)): tuple(map(int, positions))
-                for name, dims in value["kept"].items()
+                Member(name, int(dim)): tuple(positions)
+                for name, dims in stored.kept.items()
                 for dim, positions in dims.items()
             }
             for member, positions in kept.items():
@@ -114,7 +116,15 @@ class PruningPlan:
             raise CheckpointError(
                 f"{source}: damaged pruning plan ({error}). Prune the model again."
             ) from error
-        return PruningPlan(shapes, kept, dict(value.get("facts") or {}))
+        return PruningPlan(shapes, kept, dict(stored.facts or {}))
+
+
+class _StoredPlan(BaseModel):
+    """plan.json. The largest axis of any model is far below the bound."""
+
+    shapes: dict[str, list[Annotated[int, Field(ge=0, le=2**40)]]]
+    kept: dict[str, dict[Annotated[str, Field(pattern=r"^\d{1,3}$")], list[Annotated[int, Field(ge=0)]]]]
+    facts: dict[str, Any] | None = None
 
 
 def empty_plan(module: nn.Module) -> PruningPlan:

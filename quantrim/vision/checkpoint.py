@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from torch import nn
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from quantrim.checkpoints import load_plain
-from quantrim.errors import CheckpointError
-from quantrim.files import atomic_path
+from quantrim.errors import CheckpointError, first_line
+from quantrim.files import atomic_path, validated
+
+#: No rate, count or moment of a run is larger; NaN is not smaller.
+_LARGEST = 1e30
+_MEND = "Resume from an older iter_N, or start from its model.pth as weights."
 
 
 @dataclass
@@ -33,6 +39,23 @@ class RunState:
     best_metric: float | None = None
     best_iteration: int | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Progress(BaseModel):
+    iteration: Annotated[int, Field(ge=0, le=10**12)]
+    best_metric: float | None = None
+    best_iteration: Annotated[int, Field(ge=0)] | None = None
+    history: list[dict[str, float]]
+
+
+class _Stored(BaseModel):
+    """state.pth."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    progress: _Progress
+    torch_rng: Tensor
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -96,19 +119,49 @@ def load_checkpoint(
     """
     try:
         _load_weights(model, folder / "model.pth")
-        saved = load_plain(folder / "state.pth")
-        optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
-        state = RunState(**saved["progress"])
-        torch.set_rng_state(saved["torch_rng"])
+        path = folder / "state.pth"
+        saved = validated(_Stored, load_plain(path), path, _MEND)
+        _require_alike(saved.scheduler, scheduler.state_dict(), "scheduler")
+        optimizer.load_state_dict(saved.optimizer)
+        _require_fitting(optimizer, saved.optimizer["param_groups"])
+        scheduler.load_state_dict(saved.scheduler)
+        state = RunState(**saved.progress.model_dump())
+        torch.set_rng_state(saved.torch_rng)
         if average is not None:
             _load_average(average, folder)
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+    except CheckpointError:
+        raise
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(
-            f"{folder}: can't resume from it: {str(error).splitlines()[0]} ({type(error).__name__}). "
+            f"{folder}: can't resume from it: {first_line(error)} ({type(error).__name__}). "
             "Resume from an older iter_N, or start from its model.pth as weights."
         ) from error
     return state
+
+
+def _require_alike(found: Mapping[str, Any], like: Mapping[str, Any], what: str) -> None:
+    """Refuse plain values of another kind than the object has now, such as text where it counts."""
+    for key, value in found.items():
+        if key in like and isinstance(like[key], int | float):
+            number = isinstance(value, int | float) and abs(value) < _LARGEST
+            if not number or (key == "last_epoch" and value < 0):
+                raise ValueError(f"{what}: {key} is {str(value)[:60]!r}")
+
+
+def _require_fitting(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse moments of other shapes than the weights, and options of other kinds than the optimizer has."""
+    for group, saved in zip(optimizer.param_groups, groups, strict=True):
+        if missing := optimizer.defaults.keys() - saved.keys():
+            raise ValueError(f"optimizer: {sorted(missing)[0]} is missing")
+        _require_alike(saved, {**optimizer.defaults, "lr": 0.0}, "optimizer")
+        for weight in group["params"]:
+            for name, value in optimizer.state.get(weight, {}).items():
+                number = name == "step" and isinstance(value, int | float)
+                fits = isinstance(value, Tensor) and (not value.dim() or value.shape == weight.shape)
+                if not (number or fits or value is None):
+                    raise ValueError(
+                        f"optimizer: {name} does not fit its weight of shape {tuple(weight.shape)}"
+                    )
 
 
 def _load_average(average: nn.Module, folder: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, model_validator
 
 from quantrim.errors import CheckpointError, DataError
-from quantrim.files import read_json
+from quantrim.files import read_json, validated
 
 _FORMAT = 1
 #: Shares removed at which predictions are kept.
@@ -79,11 +80,40 @@ class Curve:
         points = [{"ratio": p.ratio, "loss": p.loss, "error": p.error} for p in self.points]
         return {"points": points, "predicted": list(self.predicted)}
 
-    @staticmethod
-    def from_json(value: Any) -> Curve:
-        """Curve of a JSON value."""
-        points = tuple(Point(float(p["ratio"]), float(p["loss"]), float(p["error"])) for p in value["points"])
-        return Curve(points, tuple(map(float, value["predicted"])))
+
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _StoredPoint(BaseModel):
+    ratio: Annotated[float, Field(gt=0, le=1)]
+    loss: _Number
+    error: _Number
+
+
+class _StoredCurve(BaseModel):
+    points: list[_StoredPoint]
+    predicted: list[_Number]
+
+    @model_validator(mode="after")
+    def _rising(self) -> _StoredCurve:
+        ratios = [point.ratio for point in self.points]
+        if ratios != sorted(set(ratios)) or len(self.predicted) not in (0, len(GRID)):
+            raise ValueError(f"ratios must rise, and predictions be none or {len(GRID)}")
+        return self
+
+    def curve(self) -> Curve:
+        """The curve."""
+        return Curve(tuple(Point(p.ratio, p.loss, p.error) for p in self.points), tuple(self.predicted))
+
+
+class _Stored(BaseModel):
+    """sensitivity.json."""
+
+    groups: dict[str, _StoredCurve]
+    baseline: _Number
+    evaluations: Annotated[int, Field(ge=0)]
+    seconds: _Number
+    key: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +175,6 @@ def load_sensitivity(path: str | Path) -> Sensitivity:
         raise CheckpointError(str(error)) from error
     if not isinstance(value, dict) or value.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: not a sensitivity file of format {_FORMAT}. Measure it again.")
-    try:
-        groups = {str(name): Curve.from_json(curve) for name, curve in value["groups"].items()}
-        numbers = (float(value["baseline"]), int(value["evaluations"]), float(value["seconds"]))
-        return Sensitivity(groups, *numbers, {str(k): str(v) for k, v in value["key"].items()})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged sensitivity file ({error}). Measure it again.") from error
+    stored = validated(_Stored, value, path, "Measure it again.")
+    groups = {name: curve.curve() for name, curve in stored.groups.items()}
+    return Sensitivity(groups, stored.baseline, stored.evaluations, stored.seconds, stored.key)
