@@ -141,18 +141,21 @@ class PostTrainingQuantization:
             self.result = ptq(
                 self._model, self._data, output, config=self._config, example_inputs=self._example
             )
+            output = Path(self.result.output)
             self._file, self._ranges = output.read_bytes(), ranges_path(output).read_text(encoding="utf-8")
         return self.result
 
     def save_quantized_model(self, save_model_path: str | Path) -> Path:
         """Write ``model.onnx`` and ``model.ranges.json`` into a folder; the path of the former.
 
+        A file that is not faithful is named ``model.unfaithful.onnx``.
+
         Raises:
             ConfigError: :meth:`quantize` was not called.
         """
-        if self._file is None:
+        if self._file is None or self.result is None:
             raise ConfigError("call quantize() before save_quantized_model().")
-        output = Path(save_model_path) / "model.onnx"
+        output = Path(save_model_path) / Path(self.result.output).name
         with atomic_path(output) as temporary:
             temporary.write_bytes(self._file)
         with atomic_path(ranges_path(output)) as temporary:

@@ -80,7 +80,8 @@ def demo(
     difference = export(loaded, fp32)
     say(f"2. exported to {fp32}; largest difference from torch {difference:.1e}")
     calibration = _feeds(load_config(CONFIG, ["val_dataset.mode=train", "val_dataset.count=100"]), 100)
-    quantized = ptq(fp32, calibration, int8)
+    quantized = ptq(fp32, calibration, int8, task="segmentation", source="as the data set says")
+    int8 = Path(quantized.output)
     say(f"3. quantized to {int8} in {quantized.seconds:.1f} s")
     for engine in quantized.engines:
         say(f"   {engine.headline}")

@@ -26,6 +26,7 @@ from quantrim.errors import CheckpointError
 from quantrim.files import size_mb, write_json
 from quantrim.graph import graph_from_onnx
 from quantrim.graph.session import save_model
+from quantrim.judges import Judging
 from quantrim.qat.config import QATConfig
 from quantrim.qat.export.export import ExportResult
 from quantrim.qat.qat import QAT
@@ -305,11 +306,22 @@ def _ask(exported: ExportResult, loaded: Loaded, recipe: QatRecipe) -> tuple[tup
     name = str(exported.float_model.graph.inputs[0].name)
     feeds = [{name: loaded.data[index][0][None].numpy()} for index in range(count)]
     graph = graph_from_onnx(exported.float_model, feeds[0])
+    judging = Judging(loaded.data.task, accept="any", source="as the data set says")  # the metric is the bar
     with scratch_folder() as folder:
         path = folder / "float.onnx"
         save_model(exported.float_model, path)
         results = tuple(
-            ask(engine, path, exported.path, graph, exported.plan.float_nodes, feeds, recipe.threads)
+            ask(
+                engine,
+                path,
+                exported.path,
+                graph,
+                exported.plan.float_nodes,
+                feeds,
+                recipe.threads,
+                judging=judging,
+                held_out=True,
+            )
             for engine in asked
         )
         return results, size_mb(path)

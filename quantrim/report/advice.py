@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quantrim.engines.race import RACERS
+
 _VNNI = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
 #: Below this, calls and memory traffic outweigh arithmetic on every CPU we measured.
 _TINY_MS = 1.0
@@ -13,7 +15,7 @@ _MUCH_FLOAT = 0.05
 
 
 def fastest(latency_ms: Mapping[str, float | None]) -> str:
-    """Precision with the smallest latency: "fp32", "bf16" or "int8"."""
+    """Precision with the smallest latency: "fp32", "bf16", "int8" or "int8_bf16"."""
     measured = {name: value for name, value in latency_ms.items() if value is not None}
     return min(measured, key=lambda name: measured[name])
 
@@ -26,7 +28,7 @@ def recommendation(latency_ms: Mapping[str, float | None]) -> str:
     assert winner is not None
     if best == "fp32":
         return f"Deploy FP32: {fp32:.2f} ms is the fastest that was measured."
-    return f"Deploy {best.upper()}: {winner:.2f} ms, {fp32 / winner:.2f}x as fast as FP32."
+    return f"Deploy {RACERS[best]}: {winner:.2f} ms, {fp32 / winner:.2f}x as fast as FP32."
 
 
 def what_would_help(engine: Mapping[str, Any], target: str | None, flags: Sequence[str] | None) -> list[str]:
@@ -38,7 +40,7 @@ def what_would_help(engine: Mapping[str, Any], target: str | None, flags: Sequen
         flags: the CPU's INT8 features; None where unknown.
     """
     times, verdict = engine["latency_ms"], engine["verdict"]
-    if fastest(times) == "int8":
+    if fastest(times) in ("int8", "int8_bf16"):
         return []
     hints = []
     if flags is not None and not _VNNI.intersection(flags):

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from quantrim.engines.race import RACERS
 from quantrim.engines.verdict import NAMES
 from quantrim.report.advice import recommendation, what_would_help
 from quantrim.report.charts import Bar, Line, bars, columns, lines
@@ -29,25 +30,50 @@ def engine_sections(result: Mapping[str, Any]) -> list[Section]:
 
 def _engine(engine: Mapping[str, Any], target: str | None, flags: Sequence[str] | None) -> Section:
     times, verdict = engine["latency_ms"], engine["verdict"]
-    rows = [Bar(name.upper(), times[name], name) for name in ("fp32", "bf16", "int8") if times.get(name)]
+    rows = [
+        Bar(words, times[name], name.partition("_")[0]) for name, words in RACERS.items() if times.get(name)
+    ]
     agreement = Markup("").join(paragraph(_agreement(one)) for one in engine.get("agreement", ()))
     executed = (
         f"{verdict['int8_layers']} of {verdict['layers']} layers ran in INT8, {verdict['conversions']} only "
-        "convert. Interleaved medians."
+        "convert. Medians of one race in turns of random order."
     )
     hints = what_would_help(engine, target, flags)
     advice = None
     if hints:
         advice = paragraph(f"{recommendation(times)} What would help INT8:", "warn") + bullets(hints)
     body = joined(
-        paragraph(engine["headline"], "headline"), bars(rows, "ms"), advice, agreement, paragraph(executed)
+        paragraph(engine["headline"], "headline" if engine.get("faithful", True) else "headline warn"),
+        *_judged(engine),
+        bars(rows, "ms"),
+        advice,
+        agreement,
+        paragraph(executed),
     )
     return Section(engine_name(verdict["engine"]), body)
 
 
+def _judged(engine: Mapping[str, Any]) -> list[Markup]:
+    """Where the task came from, and the work of each kind of product; nothing in results of older versions."""
+    told = []
+    judgement, ops = engine.get("judgement"), engine["verdict"].get("ops", ())
+    if judgement:
+        told.append(paragraph(f"{judgement['how'].capitalize()}."))
+    if ops:
+        shares = (f"{op['op']} {percent(op['mac_share'])} ({percent(op['int8_share'])} in INT8)" for op in ops)
+        told.append(paragraph(f"Multiply-accumulates: {', '.join(shares)}."))
+    return told
+
+
 def _agreement(one: Mapping[str, Any]) -> str:
     same = "" if one["top1"] is None else f", same arg max {percent(one['top1'])}"
-    return f"output {one['output']}: SQNR {one['sqnr_db']:.1f} dB, cosine {one['cosine']:.4f}{same}"
+    worst = f" (nine in ten {one['sqnr_db_worst']:.1f})" if "sqnr_db_worst" in one else ""
+    return f"output {one['output']}: SQNR {one['sqnr_db']:.1f} dB{worst}, cosine {one['cosine']:.4f}{same}"
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    """Path of a node's module, where the result tells it."""
+    return str(node.get("module") or node["node"])
 
 
 def fallback_sections(verdicts: Sequence[Mapping[str, Any]]) -> list[Section]:
@@ -57,7 +83,7 @@ def fallback_sections(verdicts: Sequence[Mapping[str, Any]]) -> list[Section]:
         found = verdict["fallbacks"]
         if not found:
             continue
-        rows = [(f["node"], f["op"], f["reason"], percent(f["mac_share"], 2)) for f in found[:_FALLBACKS]]
+        rows = [(_name(f), f["op"], f["reason"], percent(f["mac_share"], 2)) for f in found[:_FALLBACKS]]
         rest = len(found) - len(rows)
         note = paragraph(f"... and {rest} more, each with less work.") if rest else None
         body = joined(table(("layer", "op", "reason", "share of MACs"), rows, left=3), note)
@@ -69,7 +95,7 @@ def layer_sections(layers: Sequence[Mapping[str, Any]]) -> list[Section]:
     """SQNR of the tensors that linear layers make, in order of execution, and the worst of all tensors."""
     if not layers:
         return []
-    linear = [(layer["node"], layer["sqnr_db"]) for layer in layers if layer["op"] in _LINEAR]
+    linear = [(_name(layer), layer["sqnr_db"]) for layer in layers if layer["op"] in _LINEAR]
     worst = sorted(layers, key=lambda layer: layer["sqnr_db"])[:8]
     rows = [(one["tensor"], one["op"], f"{one['sqnr_db']:.1f}", f"{one['cosine']:.5f}") for one in worst]
     body = joined(

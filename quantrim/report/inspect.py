@@ -23,10 +23,20 @@ def view(result: Mapping[str, Any]) -> View:
         Section(f"Every layer that {name} executes", folded(f"{len(layers)} layers", _all(layers)), wide=True),
     ]
     headline = (
-        f"{percent(verdict['int8_mac_share'])} of the MACs of linear layers run in INT8 on {name}; "
+        f"{_ruling(result.get('judgement'), name)}"
+        f"{percent(verdict['int8_mac_share'])} of the MACs run in INT8 on {name}; "
         f"{verdict['int8_layers']} of {verdict['layers']} layers are INT8, {verdict['conversions']} convert."
     )
     return View(headline, tuple(sections))
+
+
+def _ruling(judgement: Mapping[str, Any] | None, engine: str) -> str:
+    """Faithful or not, with the reasons; nothing where no float model was given."""
+    if not judgement:
+        return ""
+    if judgement["faithful"]:
+        return f"Faithful on {engine}. "
+    return f"NOT faithful on {engine}: {'; '.join(judgement['reasons'])}. "
 
 
 def _precision(word: str) -> str:
