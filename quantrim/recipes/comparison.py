@@ -26,7 +26,7 @@ _SIDE = 480
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class ComparedImage:
     """A picture to predict.
 
     Attributes:
@@ -42,16 +42,16 @@ class Example:
     truth: Truth | None = None
 
 
-def examples_of_set(data: VisionData, count: int) -> Iterator[Example]:
+def examples_of_set(data: VisionData, count: int) -> Iterator[ComparedImage]:
     """The first pictures of a data set, with their truth."""
     for index in range(min(count, len(data))):
         sample, truth = data.sample(index)
-        yield Example(f"validation picture {index}", data.source[index][0], sample, truth)
+        yield ComparedImage(f"validation picture {index}", data.source[index][0], sample, truth)
 
 
 def examples_of_files(
     source: Path, deployment: Deployment, count: int, grey: bool = False
-) -> Iterator[Example]:
+) -> Iterator[ComparedImage]:
     """The first pictures of a folder or list file, prepared as ``deploy.yaml`` says.
 
     Args:
@@ -66,11 +66,14 @@ def examples_of_files(
         if grey:
             picture = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[:, :, None]
         sample = apply(deployment.transforms, Sample(picture.astype(np.float32)), generator)
-        yield Example(path.name, picture, sample)
+        yield ComparedImage(path.name, picture, sample)
 
 
 def compare(
-    predictors: Mapping[str, Predict], examples: Iterable[Example], task: str, class_names: Sequence[str] = ()
+    predictors: Mapping[str, Predict],
+    examples: Iterable[ComparedImage],
+    task: str,
+    class_names: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """What each predictor makes of each picture, as data for the report.
 
@@ -93,13 +96,13 @@ def compare(
     return [{"caption": one.caption, "views": view(one, predictors, class_names)} for one in examples]
 
 
-def _scores(predict: Predict, example: Example) -> np.ndarray:
+def _scores(predict: Predict, example: ComparedImage) -> np.ndarray:
     image = np.ascontiguousarray(example.sample.image.transpose(2, 0, 1)[None], np.float32)
     return predict(image)[0]
 
 
 def _overlays(
-    example: Example, predictors: Mapping[str, Predict], class_names: Sequence[str]
+    example: ComparedImage, predictors: Mapping[str, Predict], class_names: Sequence[str]
 ) -> list[dict[str, str]]:
     maps: dict[str, np.ndarray] = {}
     if isinstance(example.truth, np.ndarray):
@@ -118,7 +121,7 @@ def _overlays(
 
 
 def _words(
-    example: Example, predictors: Mapping[str, Predict], class_names: Sequence[str]
+    example: ComparedImage, predictors: Mapping[str, Predict], class_names: Sequence[str]
 ) -> list[dict[str, str]]:
     told = []
     for name, predict in predictors.items():

@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parent / "example"
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class ExampleFiles:
     """What :func:`write_example` wrote.
 
     Attributes:
@@ -33,7 +33,7 @@ class Example:
     count: int
 
 
-def write_example(folder: str | Path) -> Example:
+def write_example(folder: str | Path) -> ExampleFiles:
     """Write a model, its ``deploy.yaml``, images and labels into a folder.
 
     Raises:
@@ -55,4 +55,4 @@ def write_example(folder: str | Path) -> Example:
         Image.fromarray(image).convert("RGB").save(images / name)
     lines = (f"images/{name} {label}\n" for name, label in zip(names, labels, strict=True))
     write_text(folder / "labels.txt", "".join(lines))
-    return Example(model, images, folder / "labels.txt", len(names))
+    return ExampleFiles(model, images, folder / "labels.txt", len(names))

@@ -16,7 +16,7 @@ _OTHERS = frozenset({"plan.json", "sensitivity.json", "run.json", "forecast.json
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class IndexLine:
     """A line of the index.
 
     Attributes:
@@ -36,7 +36,7 @@ class Entry:
     page: str | None
 
 
-def write_index(folder: str | Path, path: str | Path) -> tuple[Entry, ...]:
+def write_index(folder: str | Path, path: str | Path) -> tuple[IndexLine, ...]:
     """Write an HTML page that lists the results below a folder.
 
     Args:
@@ -72,10 +72,10 @@ def _results(folder: Path) -> Iterator[tuple[datetime, Result]]:
         yield datetime.fromtimestamp(source.stat().st_mtime), result
 
 
-def _entry(when: datetime, result: Result, index: Path) -> Entry:
+def _entry(when: datetime, result: Result, index: Path) -> IndexLine:
     assert result.source is not None
     page = next((p for p in _pages(result.source) if p.is_file() and p != index), None)
-    return Entry(
+    return IndexLine(
         when,
         result.command,
         result.name,
