@@ -23,6 +23,7 @@ from quantrim.post_training.calibrate import collect
 from quantrim.post_training.config import PtqConfig
 from quantrim.post_training.quantize import decide, refine, save_quantized
 from quantrim.post_training.refine import Refinement, equalize, noise
+from quantrim.post_training.veto import settled_plan
 from quantrim.ranges import Algo, Sketch
 from quantrim.targets import Target
 
@@ -122,7 +123,10 @@ class Variants:
         return equalize(self.model, self.graph)
 
     def _place(self, float_layers: frozenset[str]) -> Plan:
-        return place(self.graph, self.target, Selection(self.skip, float_nodes=float_layers))
+        return place(self.graph, self.target, self._selection(float_layers))
+
+    def _selection(self, float_layers: frozenset[str]) -> Selection:
+        return Selection(self.skip, float_nodes=float_layers)
 
     def _decided(self, algo: Algo, float_layers: frozenset[str], equal: bool) -> Quantized:
         plan = self._place(float_layers)
@@ -130,7 +134,9 @@ class Variants:
             raise ModelError("every layer is kept float; nothing is left to quantize.")
         model = self._equal if equal else self.model
         config = PtqConfig(target=self.target.name, algo=algo)
-        return decide(model, self._sketched(model, plan, equal), graph=self.graph, plan=plan, config=config)
+        sketches = self._sketched(model, plan, equal)
+        plan = settled_plan(self.graph, plan, self._selection(float_layers), sketches, config)
+        return decide(model, sketches, graph=self.graph, plan=plan, config=config)
 
     def _sketched(self, model: ir.Model, plan: Plan, equal: bool) -> Mapping[str, Sketch]:
         """Statistics of the plan's tensors; one pass over the data serves all plans but for rare tensors."""

@@ -43,6 +43,7 @@ from quantrim.post_training.refine import REFINEMENTS, Refinement, equalize
 from quantrim.post_training.shards import Sketches, require_made_for
 from quantrim.post_training.source import Source
 from quantrim.post_training.tuning import Choice, choose_form
+from quantrim.post_training.veto import settled_plan
 from quantrim.ranges import Sketch
 from quantrim.rewrites import Memory, Trial, Tuned
 from quantrim.rewrites.files import ask_precision
@@ -325,7 +326,8 @@ def quantize(
         The decisions, the sketches, and the names of the refinements that were kept.
     """
     graph = graph_from_onnx(model, kept[0])
-    plan = place(graph, config.rules, replace(config.selection, float_nodes=float_layers))
+    selection = replace(config.selection, float_nodes=float_layers)
+    plan = place(graph, config.rules, selection)
     if not plan.weights:
         raise ModelError("no layer of this model can be quantized. " + _why_nothing(plan))
     require_overrides_match(plan, config.overrides)
@@ -342,7 +344,8 @@ def quantize(
         sketches = feeds.of(plan.groups)
     else:
         sketches = collect(model, plan.groups, feeds, shapes=graph.shapes)
-    quantized = chosen(model, sketches)
+    plan = settled_plan(graph, plan, selection, sketches, config)
+    quantized = decide(model, sketches, graph=graph, plan=plan, config=config)
     wanted: list[Refinement] = [name for name in REFINEMENTS[1:] if name in config.refinements]
     if wanted:
         few = kept if "adaround" in wanted else first_samples(kept, _BIAS_SAMPLES)
