@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from quantrim.errors import ConfigError, ModelError
-from quantrim.recipes.comparison import Example, compare, examples_of_files, examples_of_set
+from quantrim.recipes.comparison import ComparedImage, compare, examples_of_files, examples_of_set
 from quantrim.recipes.deployment import Deployment
 from quantrim.vision.data.datasets import VisionData
 from quantrim.vision.data.optic_disc import OpticDiscImages
@@ -46,7 +46,7 @@ def test_classes_are_told_in_words_of_both_files():
     logits = {"FP32": [0.0, 2.0, 9.0], "INT8": [0.0, 9.0, 2.0]}
     predictors = {name: lambda images, row=row: np.array([row], np.float32) for name, row in logits.items()}
     picture = np.zeros((8, 8, 3), np.uint8)
-    example = Example("a.png", picture, Sample(picture.astype(np.float32)), truth=2)
+    example = ComparedImage("a.png", picture, Sample(picture.astype(np.float32)), truth=2)
     ((view,),) = [entry["views"] for entry in compare(predictors, [example], "classification", ("a", "b", "c"))]
     assert view["text"].startswith("truth: c; FP32: c 99.9%, b 0.1%; INT8: b 99.9%, c 0.1%")
 
@@ -64,7 +64,7 @@ def test_files_are_prepared_as_deploy_yaml_says_and_large_ones_shown_small(tmp_p
 
 def test_what_cannot_be_shown_is_one_clear_error():
     picture = np.zeros((8, 8, 3), np.uint8)
-    example = Example("a", picture, Sample(picture.astype(np.float32)))
+    example = ComparedImage("a", picture, Sample(picture.astype(np.float32)))
     with pytest.raises(ConfigError, match="detection"):
         compare({}, [example], "detection")
     with pytest.raises(ModelError, match="FP32 gives"):
