@@ -1,8 +1,8 @@
 """PaddleDetection's training configurations in quantrim's words.
 
-Of release 0.5's keys these are read: ``max_iters``, ``LearningRate`` with its schedulers, ``OptimizerBuilder``,
-``num_classes``, ``metric``, ``map_type``, and the readers' data sets and batch size. Model and transforms are those
-of the configuration that is changed, for PaddleDetection builds them from code.
+Of release 0.5's keys these are read: ``max_iters``, ``LearningRate`` with its schedulers,
+``OptimizerBuilder``, ``num_classes``, ``metric``, ``map_type``, data sets and batch size of the readers. Model
+and transforms are those of the configuration that is changed, for PaddleDetection builds them from code.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """A detector through the recipes: trained a little, exported in three forms, quantized, predicted with."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +123,8 @@ def test_training_runs_the_same_loop_and_map_decides(tmp_path):
     settings = TrainSettings(2, 2, 2, log_iters=1, best_key="mAP", device="cpu")
     result = train_config(config, settings, tmp_path / "run", progress=False)
     assert result.iterations == 2
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["result"]["best_iteration"] == 2
     assert {"mAP", "AP", "AP50", "mAP_11point", "mAP_integral", "mAP_area"} <= set(result.history[-1])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -137,22 +138,24 @@ def evaluate_boxes(
     """Metrics of a detector over a data set.
 
     Returns:
-        ``mAP`` (the one that decides), COCO's AP, AP50, AP75, ..., VOC's ``mAP_11point``, ``mAP_integral`` and
-        ``mAP_area``, ``class_ap`` (VOC's, of the chosen style; nan without ground truth) and ``images``.
+        ``mAP`` (the one that decides), COCO's AP, AP50, AP75, ... as far as there are boxes of that size, VOC's
+        ``mAP_11point``, ``mAP_integral`` and ``mAP_area``, ``class_ap`` (VOC's, of the chosen style; -1, as COCO
+        has it, for a class without ground truth) and ``images``.
 
     Raises:
         DataError, ModelError: as :func:`detections_of`.
     """
     judged = test or DetectionTest()
     found, truths = detections_of(run, data, batch_size=batch_size, limit=limit)
-    coco = coco_metrics(found, truths, data.num_classes)
+    measured = coco_metrics(found, truths, data.num_classes)
+    coco = {name: value for name, value in measured.items() if math.isfinite(value)}
     styles: tuple[VocStyle, ...] = ("11point", "integral", "area")
     voc = {style: voc_metric(found, truths, data.num_classes, style=style) for style in styles}
     chosen = voc[judged.map_type]
     return {
-        "mAP": coco["AP"] if judged.metric == "COCO" else chosen.mean,
+        "mAP": coco.get("AP", 0.0) if judged.metric == "COCO" else chosen.mean,
         **coco,
         **{f"mAP_{style}": metric.mean for style, metric in voc.items()},
-        "class_ap": [float("nan") if value is None else value for value in chosen.by_class],
+        "class_ap": [-1.0 if value is None else value for value in chosen.by_class],
         "images": float(len(found)),
     }
