@@ -139,8 +139,8 @@ def evaluate_boxes(
 
     Returns:
         ``mAP`` (the one that decides), COCO's AP, AP50, AP75, ... as far as there are boxes of that size, VOC's
-        ``mAP_11point``, ``mAP_integral`` and ``mAP_area``, ``class_ap`` (VOC's, of the chosen style; -1, as COCO
-        has it, for a class without ground truth) and ``images``.
+        ``mAP_11point``, ``mAP_integral`` and ``mAP_area``, ``class_ap`` (VOC's, of the chosen style; -1, as
+        COCO has it, for a class without ground truth) and ``images``.
 
     Raises:
         DataError, ModelError: as :func:`detections_of`.
