@@ -24,7 +24,7 @@ from quantrim.pruning.cost.solver import Choices, Cost, Solution, fitted, widene
 from quantrim.pruning.groups.groups import ChannelGroup, Removal, joined
 from quantrim.pruning.sensitivity.criteria import Scores
 from quantrim.pruning.sensitivity.probe import Losses, Probe, direct_losses
-from quantrim.pruning.sensitivity.statistics import recalibrate_batch_norm
+from quantrim.pruning.sensitivity.statistics import own_statistics, recalibrate_batch_norm
 from quantrim.pruning.surgery import remove
 
 Widths = NDArray[np.int64]
@@ -32,6 +32,8 @@ Widths = NDArray[np.int64]
 _STEP = 0.12
 #: Numbers of swaps that are tried at once.
 _SWAPS = (1, 2, 4, 8, 16, 32)
+#: A batch of so many samples has statistics of its own that are good enough.
+_MANY = 64
 #: A rise of so many standard errors shows that a probe is too small to measure statistics on.
 _SIGNIFICANT = 2.0
 
@@ -65,10 +67,20 @@ class Together:
     def _measured(self, kept: Widths) -> Losses:
         smaller = copy.deepcopy(self.module)
         remove(smaller, joined(chosen_removals(self.groups, self.scores, kept).values()))
-        with in_mode(smaller, training=False):
-            if self.recalibrate:
-                recalibrate_batch_norm(smaller, (inputs for inputs, _ in self.probe.batches))
-            return direct_losses(smaller, self.probe)
+        if not self.recalibrate:
+            with in_mode(smaller, training=False):
+                return direct_losses(smaller, self.probe)
+        return _losses_anew(smaller, self.probe)
+
+
+def _losses_anew(module: nn.Module, probe: Probe) -> Losses:
+    """Losses with statistics of batch norms measured on the probe; the module's own are lost."""
+    if min(len(inputs) for inputs, _ in probe.batches) >= _MANY:
+        with own_statistics(module):
+            return direct_losses(module, probe)
+    recalibrate_batch_norm(module, (inputs for inputs, _ in probe.batches))
+    with in_mode(module, training=False):
+        return direct_losses(module, probe)
 
 
 def most_evaluations(groups: int, rounds: int) -> int:
@@ -80,10 +92,8 @@ def statistics_hold(module: nn.Module, probe: Probe) -> bool:
     """Whether batch norms can be measured anew on a probe without harm: on too few samples they can't."""
     if not any(isinstance(layer, _BatchNorm) and layer.track_running_stats for layer in module.modules()):
         return False
-    anew = copy.deepcopy(module)
-    recalibrate_batch_norm(anew, (inputs for inputs, _ in probe.batches))
-    with in_mode(module, training=False), in_mode(anew, training=False):
-        rises = direct_losses(anew, probe) - direct_losses(module, probe)
+    with in_mode(module, training=False):
+        rises = _losses_anew(copy.deepcopy(module), probe) - direct_losses(module, probe)
     error = float(rises.std(ddof=1) / np.sqrt(len(rises))) if len(rises) > 1 else 0.0
     return float(rises.mean()) <= _SIGNIFICANT * error
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,11 +69,34 @@ def recalibrate_batch_norm(module: nn.Module, batches: Iterable[Tensor]) -> None
             layer.momentum = momentum
 
 
-def _counting(tally: _Tally) -> Callable[..., None]:
+@contextmanager
+def own_statistics(module: nn.Module) -> Iterator[None]:
+    """The module with batch norms that normalise each batch by itself, in one pass.
+
+    On batches of many samples that is what measuring the running statistics anew would give; those stay.
+    """
+    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    momenta = {layer: layer.momentum for layer in norms}
+    handles = [layer.register_forward_pre_hook(_counting(None), with_kwargs=True) for layer in norms]
+    try:
+        with in_mode(module, training=False):
+            for layer in norms:
+                layer.momentum = 0.0
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer, momentum in momenta.items():
+            layer.momentum = momentum
+
+
+def _counting(tally: _Tally | None) -> Callable[..., None]:
+    """Hook that lets a norm take a batch's own statistics where there are any, and counts the values."""
+
     def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         values = args[0] if args else next(iter(kwargs.values()))
         layer.training = values.numel() > values.shape[1]
-        if layer.training:
+        if layer.training and tally is not None:
             tally.add(values)
 
     return hook
