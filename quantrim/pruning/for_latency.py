@@ -111,7 +111,7 @@ def prune_for_latency(
     if best.gained < ratio - 2 * tolerance:
         warnings.warn(
             f"{best.gained:.1%} of the milliseconds are gone, {ratio:.1%} were asked for: what is left of the "
-            "time does not depend on channels.",
+            "time may not depend on channels.",
             stacklevel=2,
         )
     remove(module, best.result.plan.removal, optimizer=optimizer, followers=followers)
