@@ -65,6 +65,9 @@ def qat(
     distill_features: Annotated[str | None, typer.Option(help="Modules whose outputs are compared.")] = None,
     freeze_ranges_at: Annotated[int | None, typer.Option(help="Iteration; three quarters by default.")] = None,
     freeze_batch_norm_at: Annotated[int | None, typer.Option(help="Iteration; three quarters.")] = None,
+    rank_ranges: Annotated[
+        str, typer.Option(help="Ranges seen by several processes: first, max or mean.")
+    ] = "first",
     warm_up: Annotated[int, typer.Option(min=0, help="Iterations before quantization starts.")] = 0,
     resume: ResumeOption = None,
     save_interval: SaveIntervalOption = 1000,
@@ -89,6 +92,7 @@ def qat(
 ) -> None:
     """Train with quantization in the loop; export the best state as INT8 and verify it on the engines."""
     from quantrim.recipes.qat import QatRecipe, train_quantized
+    from quantrim.vision.processes import is_first
 
     loaded = read_config(config, sets, trust_code)
     chosen, chosen_target = settings_of(
@@ -99,6 +103,7 @@ def qat(
         warm_up=warm_up,
         freeze_ranges_at=freeze_ranges_at,
         freeze_batch_norm_at=freeze_batch_norm_at,
+        rank_ranges=rank_ranges,
         skip=(*(skip or ()), *kept_float(loaded, quantize)),
     )
     recipe = QatRecipe(
@@ -135,8 +140,9 @@ def qat(
         do_eval=do_eval,
         use_tensorboard=use_tensorboard,
     )
-    show(console_for(json_target), run)
-    emit_json(run.to_json(), json_target)
+    if is_first():  # of several processes one reports
+        show(console_for(json_target), run)
+        emit_json(run.to_json(), json_target)
 
 
 def settings_of(name: str, quant_config: Path | None, **changes: Any) -> tuple[QATConfig, str]:

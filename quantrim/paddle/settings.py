@@ -203,6 +203,11 @@ def target_of(backend: str | None) -> str:
 def _patterns(patterns: str | list[str] | tuple[str, ...]) -> tuple[str, ...]:
     """Globs for PaddleSlim's substrings; "skip_quant", its default, is what the attribute is for."""
     words = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise ConfigError(
+            f"not_quant_pattern is {patterns!r}; it must be a word or a list of words.",
+            field="not_quant_pattern",
+        )
     return tuple(f"*{word}*" for word in words if word != "skip_quant")
 
 

@@ -18,6 +18,7 @@ EXPORTED_BITS = 8
 ActivationMethod = Literal["moving_average", "abs_max", "range_abs_max", "lsq", "pact"]
 WeightMethod = Literal["abs_max", "moving_average", "range_abs_max", "lsq"]
 WeightPreprocess = Literal["pact"]
+RankRanges = Literal["first", "max", "mean"]
 #: Makes a module, a fresh one for every tensor; of an instance copies are made.
 ModuleMaker = Callable[[], nn.Module] | nn.Module
 
@@ -54,6 +55,7 @@ class QATConfig:
         op_types: canonical ops that may be quantized; None for all that the target runs.
         warm_up: iterations in which ranges are observed and nothing is quantized.
         freeze_ranges_at: iteration from which observers stand still; None for never.
+        rank_ranges: ranges that several processes observe: "first" process's, the "max" or the "mean" of all.
         freeze_batch_norm_at: iteration from which BatchNorms use and keep their running statistics.
     """
 
@@ -78,6 +80,7 @@ class QATConfig:
     warm_up: int = 0
     freeze_ranges_at: int | None = None
     freeze_batch_norm_at: int | None = None
+    rank_ranges: RankRanges = "first"
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -88,14 +91,16 @@ class QATConfig:
         _require_one_of("weight", self.weight, get_args(WeightMethod))
         _require_one_of("activation", self.activation, get_args(ActivationMethod))
         _require_one_of("initial_range", self.initial_range, ESTIMATORS)
+        _require_one_of("rank_ranges", self.rank_ranges, get_args(RankRanges))
         for name in ("weight_bits", "activation_bits"):
             bits = getattr(self, name)
             if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16:
                 raise ConfigError(f"{name} is {bits!r}; it must be 1 to 16.", field=name)
+        _require_kinds(self)
         if not 0 < self.moving_rate < 1:
-            raise ConfigError(f"moving_rate is {self.moving_rate}; it must be in (0, 1), e.g. 0.9.")
-        if self.window_size < 1:
-            raise ConfigError(f"window_size is {self.window_size}; it must be at least 1.")
+            raise ConfigError(
+                f"moving_rate is {self.moving_rate}; it must be in (0, 1), e.g. 0.9.", field="moving_rate"
+            )
         if self.weight_bits == 1 and (self.weight != "abs_max" or self.weight_preprocess is not None):
             raise ConfigError(
                 "weight_bits 1 goes with weight 'abs_max' and no weight_preprocess.", field="weight_bits"
@@ -106,13 +111,64 @@ class QATConfig:
             )
         if isinstance(self.weight_preprocess, str) and self.weight_preprocess != "pact":
             raise ConfigError(
-                f"weight_preprocess is {self.weight_preprocess!r}; legal: 'pact' or a module class."
+                f"weight_preprocess is {self.weight_preprocess!r}; legal: 'pact' or a module class.",
+                field="weight_preprocess",
             )
 
 
+def _require_kinds(config: QATConfig) -> None:
+    """Refuse numbers, switches, makers and names of other kinds than the settings want."""
+    for name, least in (
+        ("window_size", 1),
+        ("warm_up", 0),
+        ("freeze_ranges_at", 0),
+        ("freeze_batch_norm_at", 0),
+    ):
+        value = getattr(config, name)
+        optional = value is None and name.startswith("freeze")
+        if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            _refuse(name, value, f"a whole number from {least} on")
+    for name in ("moving_rate", "learned_rate", "learned_decay"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            _refuse(name, value, "a number that isn't negative")
+    for name in ("weight_per_channel", "compat_start"):
+        if not isinstance(getattr(config, name), bool):
+            _refuse(name, getattr(config, name), "True or False")
+    for name in ("weight_preprocess", "activation_preprocess", "weight_quantizer", "activation_quantizer"):
+        value = getattr(config, name)
+        word = name == "weight_preprocess" and isinstance(value, str)
+        if not (value is None or word or isinstance(value, nn.Module) or callable(value)):
+            _refuse(name, value, "an nn.Module, a class of modules, or a function that makes one")
+    _require_names(config)
+
+
+def _require_names(config: QATConfig) -> None:
+    if isinstance(config.skip, str) or not all(isinstance(glob, str) for glob in config.skip):
+        _refuse("skip", config.skip, "a tuple of globs, e.g. ('head*',)")
+    if not all(isinstance(kind, type) for kind in config.skip_types):
+        _refuse("skip_types", config.skip_types, "a tuple of classes, e.g. (nn.Linear,)")
+    ops = config.op_types
+    if ops is not None and (isinstance(ops, str) or not all(isinstance(op, str) for op in ops)):
+        _refuse("op_types", ops, "a set of canonical ops, e.g. frozenset({'conv'})")
+
+
+def _refuse(name: str, value: Any, wanted: str) -> None:
+    raise ConfigError(f"{name} is {value!r}; it must be {wanted}.", field=name)
+
+
 def fresh(maker: ModuleMaker) -> nn.Module:
-    """A module of its own for one tensor."""
-    return copy.deepcopy(maker) if isinstance(maker, nn.Module) else maker()
+    """A module of its own for one tensor.
+
+    Raises:
+        ConfigError: what was made is no module.
+    """
+    made = copy.deepcopy(maker) if isinstance(maker, nn.Module) else maker()
+    if not isinstance(made, nn.Module):
+        raise ConfigError(
+            f"{maker!r} makes {type(made).__name__}; quantizers and what stands before them must be nn.Modules."
+        )
+    return made
 
 
 def method(name: str, **changes: Any) -> QATConfig:

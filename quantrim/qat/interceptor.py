@@ -29,6 +29,7 @@ from quantrim.qat.config import QATConfig, fresh
 from quantrim.qat.plan import CallSite, QuantizationPlan, Read, WeightUse, Write
 from quantrim.qat.quantizers.activations import activation_quantizer
 from quantrim.qat.quantizers.bias import BiasRounding, finer_factor, replaced
+from quantrim.qat.quantizers.ranks import merge_ranges
 from quantrim.qat.quantizers.weights import scale_of, weight_preprocess, weight_quantizer
 from quantrim.qat.tracing.attention import multi_head_attention
 from quantrim.qat.tracing.functions import Function, canonical
@@ -107,6 +108,7 @@ class QuantizerSet(nn.Module):
             for group in layout.codes:
                 self.inputs[key_of(group)] = fresh(config.activation_preprocess)
         self.quantizing, self.batch_norm_frozen = True, False
+        self.rank_ranges = config.rank_ranges
         self.visitor: Visitor | None = None
         self._modes = Modes()
         self.handles: list[Any] = []
@@ -148,6 +150,10 @@ class QuantizerSet(nn.Module):
         try:
             with mode:
                 yield
+            if path == "" and self.training and torch.is_grad_enabled():
+                merge_ranges(
+                    (q for q in self.activations.values() if getattr(q, "observing", False)), self.rank_ranges
+                )
         finally:
             self._modes.stack.pop()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,14 +114,15 @@ class QAT:
         """Set the ranges that training starts from, by one float pass over some data.
 
         Args:
-            batches: inputs of the forward; of an (input, label) pair give the input alone.
+            batches: inputs of the forward, each as ``example_inputs`` was given; of what a loader adds to them
+                (labels behind them, further keys) nothing is used.
             limit: stop after so many batches.
 
         Raises:
             DataError: no batch, or an activation that is NaN or infinite.
         """
         algo = self.config.initial_range
-        self._calibrate(map(example_arguments, batches), algo, _CALIBRATED, limit)
+        self._calibrate((inputs_of(batch, self.example) for batch in batches), algo, _CALIBRATED, limit)
 
     def _calibrate(
         self, batches: Iterable[Arguments], algo: Algo, trust: float, limit: int | None = None
@@ -192,14 +195,39 @@ class QAT:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load a state_dict of a module that was quantized with the same settings.
 
+        Quantizers of tensors that stay float here, as older versions did not leave them, are left out with a
+        warning.
+
         Raises:
             CheckpointError: keys or shapes don't fit.
         """
+        fitting = self._without_retired(state)
         try:
-            self.module.load_state_dict(state)
+            self.module.load_state_dict(fitting)
         except RuntimeError as error:
             lines = " ".join(line.strip() for line in str(error).splitlines()[1:3])
             raise CheckpointError(f"the state doesn't fit this quantized module: {lines}") from error
+
+    def _without_retired(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        known = {f"{SET_NAME}.activations.{key_of(group)}." for group in self.quantizer_set.layout.codes}
+        own = self.module.state_dict()
+        strange = [
+            name
+            for name in state
+            if name.startswith(f"{SET_NAME}.activations.")
+            and name not in own
+            and not any(name.startswith(prefix) for prefix in known)
+        ]
+        if not strange or any(name not in state for name in own):
+            return state
+        gone = sorted({name.split(".")[2].replace("|", ".") for name in strange})
+        warnings.warn(
+            f"the state has quantizers of tensors that stay float here: {', '.join(gone[:5])}", stacklevel=3
+        )
+        kept = OrderedDict((name, value) for name, value in state.items() if name not in set(strange))
+        if hasattr(state, "_metadata"):
+            kept._metadata = state._metadata  # type: ignore[attr-defined]
+        return kept
 
     def remove(self) -> nn.Module:
         """Take quantizers and hooks away; returns the module with its trained float weights."""
@@ -258,6 +286,24 @@ def require_exportable(config: QATConfig) -> None:
             "in simulation only. Train with 2 to 8 bits to export.",
             field="weight_bits",
         )
+
+
+def inputs_of(batch: Any, example: Arguments) -> Arguments:
+    """Inputs of the forward in a batch of a loader, which may hold labels, too.
+
+    Args:
+        batch: a tensor, positional arguments, a mapping, or one of these followed by labels.
+        example: arguments that the forward was shown; as many are taken, and those of the same names.
+    """
+    args, kwargs = example
+    if isinstance(batch, Mapping):
+        return example_arguments({key: batch[key] for key in kwargs if key in batch} or batch)
+    if isinstance(batch, tuple | list):
+        first = batch[0] if batch else None
+        if isinstance(first, tuple | list | Mapping) and not (args and isinstance(args[0], type(first))):
+            return inputs_of(first, example)
+        return example_arguments(tuple(batch[: len(args)]) if args else batch)
+    return example_arguments(batch)
 
 
 def reached(iteration: int, start: int | None) -> bool:

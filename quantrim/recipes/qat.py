@@ -39,6 +39,7 @@ from quantrim.scratch import claiming, scratch_folder
 from quantrim.targets import target_named
 from quantrim.vision.config import Config, build_data, build_loss, build_optimizer
 from quantrim.vision.models.detection import is_detector
+from quantrim.vision.processes import from_first, is_first
 from quantrim.vision.train import TrainResult, TrainSettings, train
 
 OutputOp = Literal["none", "argmax", "softmax", "raw", "decoded", "nms"]
@@ -176,6 +177,23 @@ def train_quantized(
     result = run_train(resume=resume, use_tensorboard=use_tensorboard, progress=progress)
     if result.best_metric is not None:
         metrics["qat"] = result.best_metric
+    export = partial(_exported, qat, loaded, teacher, before, result, metrics, save_dir, key, recipe)
+    return from_first(export() if is_first() else None)
+
+
+def _exported(
+    qat: QAT,
+    loaded: Loaded,
+    teacher: nn.Module,
+    before: Mapping[str, Tensor],
+    result: TrainResult,
+    metrics: dict[str, float],
+    save_dir: Path,
+    key: str,
+    recipe: QatRecipe,
+) -> QatRun:
+    """Choose the better state, export it and ask the engines; of several processes the first does so."""
+    example = loaded.data[0][0][None]
     chosen: Literal["ptq", "qat"] = "qat"
     if metrics.get("qat", float("-inf")) < metrics.get("ptq", float("-inf")):
         chosen = "ptq"
@@ -188,7 +206,7 @@ def train_quantized(
     engines, float_mb = _ask(exported, loaded, recipe)
     if engines:
         session = open_session(exported.path, engines[0].verdict.engine)
-        metrics["engine"] = float(task_judge(config, data=loaded.data).of_session(session)[key])  # type: ignore[arg-type]
+        metrics["engine"] = float(task_judge(loaded.config, data=loaded.data).of_session(session)[key])  # type: ignore[arg-type]
     finish_output(exported.path, replace(loaded, model=teacher), recipe.output_op)
     tuning = _tuned(exported.path, recipe)
     write_deploy(exported.path, loaded, recipe.output_op)

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from quantrim.checkpoints import load_plain
 from quantrim.errors import CheckpointError, first_line
@@ -114,6 +114,9 @@ def load_checkpoint(
 ) -> RunState:
     """Restore a run from a folder that :func:`newest` found.
 
+    Rates and the other settings of the optimizer are those asked for now, as if the run had begun with them:
+    the checkpoint gives the optimizer's memory and how far the schedule is.
+
     Raises:
         CheckpointError: a file is damaged or belongs to another model, or the averaged weights are missing.
     """
@@ -122,10 +125,9 @@ def load_checkpoint(
         path = folder / "state.pth"
         saved = validated(_Stored, load_plain(path), path, _MEND)
         _require_alike(saved.scheduler, scheduler.state_dict(), "scheduler")
-        optimizer.load_state_dict(saved.optimizer)
-        _require_fitting(optimizer, saved.optimizer["param_groups"])
-        scheduler.load_state_dict(saved.scheduler)
         state = RunState(**saved.progress.model_dump())
+        _load_memory(optimizer, saved.optimizer)
+        _forward(scheduler, optimizer, saved.scheduler, state.iteration)
         torch.set_rng_state(saved.torch_rng)
         if average is not None:
             _load_average(average, folder)
@@ -137,6 +139,28 @@ def load_checkpoint(
             "Resume from an older iter_N, or start from its model.pth as weights."
         ) from error
     return state
+
+
+def _load_memory(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Take an optimizer's state (momentum) over, and leave the settings of its groups alone."""
+    asked = [{name: group[name] for name in group if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    _require_fitting(optimizer, saved["param_groups"])
+    for group, settings in zip(optimizer.param_groups, asked, strict=True):
+        group.update(settings)
+
+
+def _forward(scheduler: LRScheduler, optimizer: Optimizer, saved: dict[str, Any], iteration: int) -> None:
+    """Bring a schedule to an iteration: by its own rule where it has one of iterations, else as saved."""
+    if not isinstance(scheduler, LambdaLR):
+        scheduler.load_state_dict(saved)
+        rates = scheduler.get_last_lr()
+    else:
+        rules = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        rates = [base * rule(iteration) for base, rule in rules]
+        scheduler.last_epoch, scheduler._step_count, scheduler._last_lr = iteration, iteration + 1, rates
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def _require_alike(found: Mapping[str, Any], like: Mapping[str, Any], what: str) -> None:

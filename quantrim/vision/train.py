@@ -38,6 +38,7 @@ from quantrim.vision.checkpoint import (
 )
 from quantrim.vision.data.datasets import VisionData, batches_per_epoch, training_batches
 from quantrim.vision.losses import Weighted
+from quantrim.vision.processes import from_first
 from quantrim.vision.reporter import Metric, Reporter
 
 LossFunction = Callable[[Any, Tensor], Tensor]
@@ -363,8 +364,8 @@ def _is_best(run: _Run, validate: Validate, judged: nn.Module, reporter: Reporte
 
 
 def _record(run: _Run, seconds: float) -> TrainResult:
-    """The result; ``run.json`` holds it with settings and machine."""
-    state = run.state
+    """The result, in every process as in the first; ``run.json`` holds it with settings and machine."""
+    state: RunState = from_first(run.state)
     result = TrainResult(
         state.iteration,
         state.best_metric,
