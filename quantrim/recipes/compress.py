@@ -19,7 +19,7 @@ from quantrim.pruning import Engine, PruneConfig
 from quantrim.recipes.calibration import calibration_pairs
 from quantrim.recipes.deploy import carry_deploy
 from quantrim.recipes.judging import task_judge
-from quantrim.recipes.loading import load
+from quantrim.recipes.loading import load, without_quantizers
 from quantrim.recipes.prune import PruneRecipe, prune_config
 from quantrim.recipes.qat import QatRecipe, train_quantized
 from quantrim.recipes.runs import best_key, export
@@ -118,7 +118,7 @@ def compress_config(
         if training is not None:
             raise ConfigError(f"{model}: such a file can't be trained. Give the weights (.pth) it came from.")
         return search(model)
-    loaded = load(config, model)
+    loaded = without_quantizers(load(config, model))
     with scratch_folder() as folder:
         float_file = folder / "fp32.onnx"
         export(loaded, float_file)

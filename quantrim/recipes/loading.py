@@ -108,6 +108,11 @@ def load_float(config: Config, weights: str | Path | None) -> Loaded:
     return loaded
 
 
+def without_quantizers(loaded: Loaded) -> Loaded:
+    """The float model that a quantized run has trained; any other as it is."""
+    return loaded if loaded.qat is None else replace(loaded, model=loaded.qat.remove(), qat=None)
+
+
 def _in_folders(config: Config) -> bool:
     """Whether classes are named by folders."""
     return isinstance(config.spec.val_dataset or config.spec.train_dataset, ImageFolder)
@@ -179,7 +184,8 @@ def read_quantization(path: Path) -> tuple[str, QATConfig, tuple[int, ...]]:
 def _quantized(model: nn.Module, path: Path) -> QAT:
     settings = path.parent / QUANTIZATION_FILE
     target, config, shape = read_quantization(settings)
-    made = QAT(model, torch.zeros(shape), target=target, config=config)
+    # the warm-up is over: what is loaded computes with its quantizers
+    made = QAT(model, torch.zeros(shape), target=target, config=replace(config, warm_up=0))
     state: Mapping[str, Any] = read_state(path)
     if not any(name.startswith(_QUANTIZED) for name in state):
         raise CheckpointError(

@@ -432,3 +432,25 @@ def _distributed(rank: int, folder: str) -> None:
         optimizer.step()
     torch.save(qat.module.state_dict(), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("how", ["max", "mean"])
+def test_ranges_of_several_processes_are_merged_as_asked(how: str, tmp_path: Path):
+    mp.spawn(_observing, args=(str(tmp_path), how), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert torch.equal(first, second)
+    alone = QAT(net(), EXAMPLE)
+    alone.calibrate([EXAMPLE])
+    alone.module.train()({"max": 5.0, "mean": 3.0}[how] * EXAMPLE)
+    torch.testing.assert_close(first, alone.quantizers["input"].high.detach())
+
+
+def _observing(rank: int, folder: str, how: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29518")
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    qat = QAT(net(), EXAMPLE, config=QATConfig(rank_ranges=how))  # type: ignore[arg-type]
+    qat.calibrate([EXAMPLE])
+    nn.parallel.DistributedDataParallel(qat.module.train())((5.0 if rank else 1.0) * EXAMPLE)
+    torch.save(qat.quantizers["input"].high, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
