@@ -72,12 +72,12 @@ def measure(name: str, engine: str, threads: int, rounds: int, seconds: float) -
             files["BF16"] = (source, "bf16")
         files |= {title: (path, "f32") for title, path in peers(name, engine, source, folder, images).items()}
         settings = {"target": engine, "refinements": (), "threads": threads, "batch_size": 1}
-        ptq(source, images, folder / "int8.onnx", engines=(), **settings)
-        files["INT8"] = (folder / "int8.onnx", None)
+        int8 = ptq(source, images, folder / "int8.onnx", engines=(), **settings)
+        files["INT8"] = (Path(int8.output), None)
         config = PtqConfig(engines=(engine,), tune_seconds=seconds, **settings)
         form = tuned_form(source, config, folder)
-        ptq(source, images, folder / "tuned.onnx", config=config, memory=Memory(default_path()))
-        files["tuned"] = (folder / "tuned.onnx", None)
+        tuned = ptq(source, images, folder / "tuned.onnx", config=config, memory=Memory(default_path()))
+        files["tuned"] = (Path(tuned.output), None)  # random weights may make it an unfaithful one
         save_model(form.model, folder / "rewritten.onnx")
         files["rewritten FP32"] = (folder / "rewritten.onnx", "f32")
         sessions = {

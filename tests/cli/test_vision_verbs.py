@@ -54,6 +54,18 @@ def test_an_argmax_file_gives_classes(trained, tmp_path):
     assert run("evaluate", "-c", CONFIG, *SMALL, "--model", tmp_path / "m.onnx")["metrics"]["images"] == 8
 
 
+def test_a_tuned_file_is_evaluated_like_any_other(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    weights = trained / "best_model" / "model.pth"
+    result = run(
+        "export", "-c", CONFIG, *SMALL, "--weights", weights, "-o", tmp_path / "m.onnx", "--tune",
+        "--tune-seconds", "1", "--engine", "openvino", "--input-shape", "1,3,64,64",
+    )  # fmt: skip
+    assert result["tuning"]["winner"] in ("FP32", "BF16")
+    assert (tmp_path / "quantrim" / "tuning.json").is_file()
+    assert run("evaluate", "-c", CONFIG, *SMALL, "--model", tmp_path / "m.onnx")["metrics"]["images"] == 8
+
+
 def test_predictions_are_written_as_pictures(trained, tmp_path):
     picture, _ = OpticDiscImages(1, 64)[0]
     cv2.imwrite(str(tmp_path / "eye.png"), picture[:, :, ::-1])
