@@ -131,7 +131,7 @@ class PostTrainingQuantization:
             same_scale=tuple(late.get("same_scale_tensor_list") or ()),
         )
         self._file: bytes | None = None
-        self._ranges = ""
+        self._ranges, self._name = "", "model.onnx"
         self.result: PtqResult | None = None
 
     def quantize(self) -> PtqResult:
@@ -141,21 +141,26 @@ class PostTrainingQuantization:
             self.result = ptq(
                 self._model, self._data, output, config=self._config, example_inputs=self._example
             )
-            output = Path(self.result.output)
-            self._file, self._ranges = output.read_bytes(), ranges_path(output).read_text(encoding="utf-8")
+            made = Path(self.result.output)  # its name says where the file is not faithful
+            self._name = made.name
+            self._file, self._ranges = made.read_bytes(), ranges_path(made).read_text(encoding="utf-8")
         return self.result
 
     def save_quantized_model(self, save_model_path: str | Path) -> Path:
         """Write ``model.onnx`` and ``model.ranges.json`` into a folder; the path of the former.
 
-        A file that is not faithful is named ``model.unfaithful.onnx``.
+        A file that is not faithful to the model is named ``model.unfaithful.onnx``, with a warning.
 
         Raises:
             ConfigError: :meth:`quantize` was not called.
         """
         if self._file is None or self.result is None:
             raise ConfigError("call quantize() before save_quantized_model().")
-        output = Path(save_model_path) / Path(self.result.output).name
+        if self._name != "model.onnx":
+            warnings.warn(
+                f"{self._name}: the INT8 file is not faithful to the model; see result.advice", stacklevel=2
+            )
+        output = Path(save_model_path) / self._name
         with atomic_path(output) as temporary:
             temporary.write_bytes(self._file)
         with atomic_path(ranges_path(output)) as temporary:

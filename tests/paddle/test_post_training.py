@@ -1,4 +1,5 @@
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -7,6 +8,7 @@ from onnx import numpy_helper
 
 from quantrim.errors import ConfigError
 from quantrim.paddle.post_training import PostTrainingQuantization
+from quantrim.post_training.quantize import ranges_path
 
 
 def test_the_three_calls_of_paddleslim_give_a_verified_file(residual_onnx, images, tmp_path):
@@ -145,3 +147,19 @@ def test_what_is_done_in_any_case_is_said(residual_onnx, late):
 def test_saving_before_quantizing_is_an_error(residual_onnx, tmp_path):
     with pytest.raises(ConfigError, match="quantize"):
         PostTrainingQuantization(residual_onnx, data_loader=[]).save_quantized_model(tmp_path)
+
+
+def test_a_file_that_is_not_faithful_keeps_its_name_and_warns(residual_onnx, images, tmp_path, monkeypatch):
+    def unfaithful(model, data, output, **options):
+        made = output.with_name("model.unfaithful.onnx")
+        made.write_bytes(b"file")
+        ranges_path(made).write_text("{}")
+        return SimpleNamespace(output=str(made))
+
+    monkeypatch.setattr("quantrim.paddle.post_training.ptq", unfaithful)
+    quantizer = PostTrainingQuantization(residual_onnx, data_loader=[images])
+    quantizer.quantize()
+    with pytest.warns(UserWarning, match="not faithful"):
+        path = quantizer.save_quantized_model(tmp_path)
+    assert path == tmp_path / "model.unfaithful.onnx"
+    assert path.read_bytes() == b"file"
