@@ -167,7 +167,7 @@ def validated(kind: type[T], value: Any, where: object, mend: str) -> T:
     try:
         return kind.model_validate(value, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
+        first = error.errors(include_url=False)[0]
         field = ".".join(str(part)[:60] for part in first["loc"])
         words = first_line(ValueError(in_words(first))).replace("\n", " ")[:200]
         raise CheckpointError(f"{where}: damaged: {field or 'it'} {words} {mend}") from error

@@ -18,12 +18,14 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the data format is lit
 static_assert(sizeof(float) == 4, "the data format holds 32-bit floats");
 
 constexpr int64_t kHead = 8;
+// Numbers of an image: more would not fit any file, and their bytes not an int64.
+constexpr int64_t kMostValues = int64_t{1} << 56;
 
 // A whole file mapped for reading.
 class Mapping {
 public:
     explicit Mapping(const std::string& path) {
-        const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+        const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe must not make us wait
         if (file < 0) throw BenchError(path + ": can't be read (" + std::strerror(errno) + ").");
         struct stat status {};
         const bool regular = ::fstat(file, &status) == 0 && S_ISREG(status.st_mode);
@@ -54,6 +56,9 @@ public:
     DataFile(const std::string& path, const std::vector<int64_t>& image_shape)
         : mapping_(path), values_(volume(image_shape)) {
         std::memcpy(&size_, mapping_.at(0), sizeof size_);
+        if (values_ < 1 || values_ > kMostValues) {
+            throw BenchError(path + ": images of " + spell(image_shape) + " can't be read. See --input_shape.");
+        }
         const int64_t each = 4 * values_ + 8;
         if (size_ < 1 || size_ != (mapping_.size() - kHead) / each || (mapping_.size() - kHead) % each != 0) {
             throw BenchError(path + ": " + std::to_string(mapping_.size()) + " bytes are not " +
@@ -121,7 +126,9 @@ std::string spell(const std::vector<int64_t>& shape) {
 
 int64_t volume(const std::vector<int64_t>& shape) {
     int64_t product = 1;
-    for (const int64_t size : shape) product *= size;
+    for (const int64_t size : shape) {
+        if (__builtin_mul_overflow(product, size, &product)) throw BenchError("shape " + spell(shape) + " is too large.");
+    }
     return product;
 }
 

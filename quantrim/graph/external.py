@@ -30,6 +30,8 @@ def _require_whole(tensor: onnx.TensorProto, folder: Path) -> None:
     file = _file_of(tensor.name, where.get("location", ""), folder)
     offset, needed = (_number(tensor.name, key, where.get(key, "")) for key in ("offset", "length"))
     expected = data_bytes(tensor)
+    if needed is None and file.is_file():  # to the end of the file
+        needed = max(0, file.stat().st_size - (offset or 0))
     if needed is not None and expected is not None and needed != expected:
         raise ModelError(
             f"damaged model: weight {tensor.name!r} of shape {list(tensor.dims)} takes {expected} bytes, but "

@@ -147,7 +147,8 @@ def test_a_name_that_is_no_utf_8_is_refused(name, bad, tmp_path):
     [
         ({"offset": "abc"}, "offset 'abc', no number"), ({"offset": "1.5"}, "no number"),
         ({"offset": "-5"}, "no number"), ({"offset": "٣"}, "no number"), ({"length": "9" * 40}, "no number"),
-        ({"length": "8"}, "takes 864 bytes, but has 8"), ({"offset": "4096"}, "a truncated copy"),
+        ({"length": "8"}, "takes 864 bytes, but has 8"),
+        ({"offset": "4096", "length": "864"}, "truncated"), ({"offset": "4"}, "but has 860"),
         ({"location": "../w.bin"}, "outside of the model's folder"), ({"location": "/etc/hostname"}, "outside"),
         ({"location": "C:\\w.bin"}, "outside"), ({"location": "link.bin"}, "a link out of the model's folder"),
         ({"location": ""}, "a file without a name"), ({"location": "none.bin"}, "are missing"),
