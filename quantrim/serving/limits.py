@@ -56,7 +56,7 @@ class Limits:
     body_s: float = 20.0
     answer_s: float = 60.0
     max_connections: int = 1000
-    stop_s: float = 4.0
+    stop_s: float = 3.0
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
