@@ -45,7 +45,7 @@ class _Progress(BaseModel):
     iteration: Annotated[int, Field(ge=0, le=10**12)]
     best_metric: float | None = None
     best_iteration: Annotated[int, Field(ge=0)] | None = None
-    history: list[dict[str, float]]
+    history: list[dict[str, float | list[float]]]  # a metric, or one value a class
 
 
 class _Stored(BaseModel):

@@ -39,3 +39,10 @@ def test_a_resumed_run_has_the_rates_of_the_schedule_asked_for(total: int, rate:
         resumed.step()
     assert found == wanted
     assert all("momentum_buffer" in state for state in memory.state.values())
+
+
+def test_a_history_with_a_value_a_class_resumes(tmp_path: Path):
+    module, optimizer, schedule, _ = run(2, 4, 0.1)
+    history = [{"iteration": 2, "loss": 0.5}, {"iteration": 2, "mIoU": 0.4, "class_iou": [0.3, 0.5]}]
+    save_checkpoint(tmp_path, module, optimizer, schedule, RunState(iteration=2, history=history))
+    assert load_checkpoint(tmp_path, *run(0, 4, 0.1)[:3]).history == history
