@@ -17,6 +17,8 @@ from quantrim.errors import ModelError, first_line
 from quantrim.graph.session import reference_session, save_model
 from quantrim.modules import function_modes_restored
 
+#: Notes of torch's exporter that travel with the file: the modules that a node stands in.
+_KEPT_NOTES = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
 #: Largest relative L2 distance between torch and ONNX Runtime that float32 rounding explains.
 PARITY_TOLERANCE = 1e-3
 #: Largest share of classes behind an arg max that may differ, where two logits are nearly equal.
@@ -124,7 +126,17 @@ def exported(
     except Exception as error:  # torch.export raises a dozen types
         raise _export_error(of or module, error) from error
     assert program is not None
-    return program.model
+    return _without_sources(program.model)
+
+
+def _without_sources(model: ir.Model) -> ir.Model:
+    """The model without the lines and folders of the user's code, which torch notes at every node."""
+    holders = [model.graph, *model.graph.inputs, *model.graph.outputs, *model.graph]
+    holders += [value for node in model.graph for value in node.outputs]
+    for holder in holders:
+        for key in [key for key in holder.metadata_props if key not in _KEPT_NOTES]:
+            del holder.metadata_props[key]
+    return model
 
 
 def _export_error(module: nn.Module, error: BaseException) -> ModelError:

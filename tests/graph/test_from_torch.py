@@ -62,3 +62,12 @@ def test_a_failed_export_leaves_no_function_mode_behind(tmp_path: Path):
         export_onnx(Branching(), torch.ones(2, 3), tmp_path / "m.onnx")
     assert torch._C._len_torch_function_stack() == before
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_file_names_modules_and_no_folders_of_the_users_code(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    export_onnx(net, torch.randn(1, 3, 8, 8), tmp_path / "model.onnx")
+    content = (tmp_path / "model.onnx").read_bytes()
+    assert str(Path(__file__).parent).encode() not in content
+    assert b"stack_trace" not in content
+    assert b"name_scopes" in content
