@@ -126,7 +126,7 @@ class Variants:
         return place(self.graph, self.target, self._selection(float_layers))
 
     def _selection(self, float_layers: frozenset[str]) -> Selection:
-        return Selection(self.skip, float_nodes=float_layers)
+        return Selection(self.skip, float_nodes=float_layers, find_heads=True)
 
     def _decided(self, algo: Algo, float_layers: frozenset[str], equal: bool) -> Quantized:
         plan = self._place(float_layers)

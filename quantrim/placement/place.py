@@ -24,7 +24,7 @@ from itertools import chain
 from quantrim.errors import ConfigError, did_you_mean
 from quantrim.graph.ops import EXACT_OPS, LINEAR_OPS, PRODUCT_OPS, having
 from quantrim.graph.view import Graph, Node
-from quantrim.placement.heads import head_layers
+from quantrim.placement.heads import detector_heads, head_layers
 from quantrim.placement.plan import Plan, WeightQuantization
 from quantrim.targets.base import Target
 
@@ -41,6 +41,8 @@ class Selection:
         skip_tensors: names of tensors that no node may read quantized.
         same_scale: sets of tensors that share scale and zero point.
         float_heads: the layers that make the outputs stay float (:mod:`quantrim.placement.heads`).
+        find_heads: heads that the graph shows to be a detector's stay float, and expectations. Not for graphs of
+            training, where auxiliary heads end in convolutions too.
     """
 
     skip: tuple[str, ...] = ()
@@ -49,6 +51,7 @@ class Selection:
     skip_tensors: tuple[str, ...] = ()
     same_scale: tuple[tuple[str, ...], ...] = ()
     float_heads: bool = False
+    find_heads: bool = False
 
     def refuses(self, node: Node) -> str | None:
         """Why the user keeps this node float, or None."""
@@ -125,10 +128,11 @@ def _check_selection(graph: Graph, target: Target, selection: Selection) -> None
 def _seeds(graph: Graph, target: Target, selection: Selection) -> tuple[list[Node], dict[str, str]]:
     """Linear nodes that run INT8, and the reason of each one that does not."""
     seeds, refused = [], {}
+    heads = detector_heads(graph) if selection.find_heads else {}
     for node in graph.nodes:
         if not _is_seed(node):
             continue
-        reason = selection.refuses(node) or _guard(graph, target, node)
+        reason = selection.refuses(node) or _guard(graph, target, node) or heads.get(node.name)
         if reason is None:
             seeds.append(node)
         else:

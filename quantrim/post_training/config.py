@@ -135,6 +135,7 @@ class PtqConfig:
             skip_tensors=self.skip_tensors,
             same_scale=self.same_scale,
             float_heads=self.float_heads,
+            find_heads=True,
         )
 
     @property
