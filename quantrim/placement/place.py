@@ -41,8 +41,8 @@ class Selection:
         skip_tensors: names of tensors that no node may read quantized.
         same_scale: sets of tensors that share scale and zero point.
         float_heads: the layers that make the outputs stay float (:mod:`quantrim.placement.heads`).
-        find_heads: heads that the graph shows to be a detector's stay float, and expectations. Not for graphs of
-            training, where auxiliary heads end in convolutions too.
+        find_heads: heads that the graph shows to be those of a detector stay float, and expectations. Not for
+            graphs of training, where auxiliary heads end in convolutions too.
     """
 
     skip: tuple[str, ...] = ()
