@@ -14,7 +14,9 @@ from quantrim.ranges.estimators import Range
 #: products vanish beside the others, while a tiny scale overflows the int32 bias (ORT issue 21000).
 DEAD_CHANNEL_SHARE = 1e-4
 #: Smallest scale of an activation; a tensor that is always zero gets it.
-_SMALLEST_SCALE = 1e-8
+SMALLEST_SCALE = 1e-8
+#: Scale of a weight whose largest magnitude is one.
+UNIT_SCALE = 1 / 127
 _INT32_MAX = 2**31 - 1
 #: Largest magnitude of an activation's code less its zero point.
 _LARGEST_INPUT = 255
@@ -53,7 +55,7 @@ def activation_scale(kept: Range, activation: Literal["u8", "s8"]) -> Activation
 
 
 def _float32(scale: float) -> float:
-    return float(np.float32(max(scale, _SMALLEST_SCALE)))
+    return float(np.float32(max(scale, SMALLEST_SCALE)))
 
 
 def weight_scales(
@@ -70,7 +72,7 @@ def weight_scales(
     """
     rows = _rows(weight, axis)
     largest = np.abs(rows).max(axis=1, initial=0.0)
-    floor = max(float(largest.max(initial=0.0)) * DEAD_CHANNEL_SHARE, levels * _SMALLEST_SCALE)
+    floor = max(float(largest.max(initial=0.0)) * DEAD_CHANNEL_SHARE, levels * SMALLEST_SCALE)
     scales = np.maximum(largest, floor) / levels
     if algo == "mse":
         scales = _least_squares(rows, scales, levels)

@@ -22,8 +22,8 @@ from quantrim.graph.session import reference_session, with_outputs
 from quantrim.qat.export.labels import tensors_of
 from quantrim.qat.interceptor import LiveModule, QuantizerSet, Simulate, prepared_activation
 from quantrim.qat.plan import CallSite, Read, Write
-from quantrim.qat.quantizers.activations import SMALLEST_SCALE
 from quantrim.ranges import ActivationScale
+from quantrim.ranges.scales import SMALLEST_SCALE
 
 #: Distance from the edge between two codes, in steps, that rounding errors of sums explain.
 EDGE = 0.01

@@ -42,6 +42,7 @@ from quantrim.qat.export.trained import TakeWeights, TrainedWeight, trained_scal
 from quantrim.qat.interceptor import LiveModule
 from quantrim.ranges import ActivationScale, widen_for_bias
 from quantrim.ranges.codes import WeightCodes
+from quantrim.ranges.scales import UNIT_SCALE
 
 #: Largest relative L2 distance of a float output, given equal codes before it.
 OUTPUT_TOLERANCE = 1e-3
@@ -185,7 +186,7 @@ def unit_weight(exported: np.ndarray) -> TrainedWeight:
     """Weight of ones: code 127 in every channel, whose factor is the whole weight."""
     channels = exported.shape[0]
     ones = np.ones((channels, 1, 1, 1), np.float32)
-    return TrainedWeight(ones, np.full(ones.shape, 127, np.int8), np.full(channels, 1 / 127, np.float32), 0)
+    return TrainedWeight(ones, np.full(ones.shape, 127, np.int8), np.full(channels, UNIT_SCALE, np.float32), 0)
 
 
 def _rows(weight: np.ndarray, axis: int) -> np.ndarray:

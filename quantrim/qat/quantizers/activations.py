@@ -21,9 +21,9 @@ from quantrim.qat.config import QATConfig, fresh
 from quantrim.qat.quantizers.fake_quantize import FakeQuantOptions, fake_quantize, learned_clip, learned_step
 from quantrim.qat.quantizers.state import Float32State, project
 from quantrim.ranges import Range
+from quantrim.ranges.scales import SMALLEST_SCALE
+from quantrim.ranges.torch_mirror import affine_scale, symmetric_scale
 
-#: Smallest scale of an activation; as in quantrim.ranges.
-SMALLEST_SCALE = 1e-8
 _NOT_FINITE = (
     "a training batch makes activations that are NaN or infinite; ranges take nothing from it. Check the data, "
     "the loss and the learning rate."
@@ -129,12 +129,10 @@ class ActivationQuantizer(Float32State):
 def affine_qparams(low: Tensor, high: Tensor, codes: Codes) -> tuple[Tensor, Tensor]:
     """Scale and zero point that cover [low, high]; as :func:`quantrim.ranges.activation_scale`."""
     if codes.affine:
-        scale = torch.clamp((high - low) / (codes.high - codes.low), min=SMALLEST_SCALE)
-        zero_point = torch.clamp(torch.round(codes.low - low / scale), codes.low, codes.high)
-        return scale, zero_point
+        return affine_scale(low, high, codes.low, codes.high)
     reach = high if codes.non_negative else torch.maximum(-low, high)
     cap = None if codes.cap is None else codes.cap / codes.high
-    scale = torch.clamp(reach / codes.high, min=SMALLEST_SCALE, max=cap)
+    scale = symmetric_scale(reach, codes.high, cap)
     return scale, torch.zeros_like(scale)
 
 

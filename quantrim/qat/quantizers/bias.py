@@ -19,10 +19,9 @@ from torch.nn import functional as F
 from quantrim.modules import Arguments
 from quantrim.qat.plan import BiasUse, CallSite
 from quantrim.qat.tracing.trace import ArgumentPath
+from quantrim.ranges.scales import UNIT_SCALE
 
 _BATCH_NORM = inspect.signature(F.batch_norm)
-#: Scale of the weight of a BatchNorm that is a convolution of its own, relative to its factor.
-_UNIT = 1 / 127
 
 
 def finer_factor(largest: int) -> int:
@@ -83,7 +82,7 @@ class BiasRounding:
         own = self._own.pop(use.layer, None)
         offset = torch.zeros_like(factor) if own is None else own * factor
         shift = args[place]
-        scale = self.scales[use.layer].reshape(-1) if use.layer in self.scales else _UNIT
+        scale = self.scales[use.layer].reshape(-1) if use.layer in self.scales else UNIT_SCALE
         whole = _rounded(offset + shift.reshape(-1), source * scale * factor.abs()) - offset
         return (*args[:place], whole.reshape(shift.shape), *args[place + 1 :]), kwargs
 
@@ -99,7 +98,7 @@ class BiasRounding:
         own = self._own.pop(use.layer, None)
         offset = ((0.0 if own is None else own) - mean) * factor
         whole = offset if given["bias"] is None else offset + given["bias"]
-        scale = self.scales[use.layer].reshape(-1) if use.layer in self.scales else _UNIT
+        scale = self.scales[use.layer].reshape(-1) if use.layer in self.scales else UNIT_SCALE
         given["bias"] = _rounded(whole, source * scale * factor.abs()) - offset
         return call.args, call.kwargs
 

@@ -20,9 +20,8 @@ from quantrim.qat.quantizers.fake_quantize import (
     straight_through,
 )
 from quantrim.qat.quantizers.state import Float32State, project
-from quantrim.ranges.scales import DEAD_CHANNEL_SHARE
-
-_SMALLEST_SCALE = 1e-8
+from quantrim.ranges.scales import SMALLEST_SCALE
+from quantrim.ranges.torch_mirror import abs_max_scale
 
 
 def largest_code(bits: int) -> int:
@@ -57,25 +56,6 @@ class WeightQuantizer(Float32State):
         return straight_through(weight, scale)
 
 
-def abs_max_scale(weight: Tensor, axis: int | None, largest: int, cap: Tensor | None = None) -> Tensor:
-    """Scale that covers every value; channels that are all but dead get no finer one than others.
-
-    The floor is that of :func:`quantrim.ranges.weight_scales`: a tiny scale would overflow the bias.
-
-    Args:
-        weight: the weight.
-        axis: output-channel dimension, or None for one scale per tensor.
-        largest: largest code.
-        cap: where the weight is clipped, None where it is not.
-    """
-    weight = weight.detach()
-    dims = [dim for dim in range(weight.dim()) if dim != axis]
-    peaks = torch.maximum(weight.amax(dim=dims, keepdim=True), -weight.amin(dim=dims, keepdim=True)).float()
-    peaks = peaks if cap is None else torch.minimum(peaks, cap)
-    floor = torch.clamp(peaks.amax() * DEAD_CHANNEL_SHARE, min=largest * _SMALLEST_SCALE)
-    return torch.maximum(peaks, floor) / largest
-
-
 class SignWeight(WeightQuantizer):
     """One bit: the sign of each weight times the mean magnitude of its channel.
 
@@ -89,7 +69,7 @@ class SignWeight(WeightQuantizer):
     @override
     def scale(self, weight: Tensor) -> Tensor:
         dims = [dim for dim in range(weight.dim()) if dim != self.axis]
-        return weight.detach().float().abs().mean(dim=dims, keepdim=True).clamp_min(_SMALLEST_SCALE)
+        return weight.detach().float().abs().mean(dim=dims, keepdim=True).clamp_min(SMALLEST_SCALE)
 
     @override
     def forward(self, weight: Tensor) -> Tensor:
@@ -191,18 +171,18 @@ class LearnedStepWeight(WeightQuantizer):
         mean = weight.detach().abs().mean(dim=dims, keepdim=True)
         covering = abs_max_scale(weight, self.axis, self.largest)
         with torch.no_grad():
-            self.step.copy_(torch.minimum(2 * mean / self.largest**0.5, covering).clamp_min(_SMALLEST_SCALE))
+            self.step.copy_(torch.minimum(2 * mean / self.largest**0.5, covering).clamp_min(SMALLEST_SCALE))
 
     @override
     def scale(self, weight: Tensor) -> Tensor:
         return self._magnitude().detach()
 
     def _magnitude(self) -> Tensor:
-        return torch.clamp(self.step.abs(), min=_SMALLEST_SCALE)
+        return torch.clamp(self.step.abs(), min=SMALLEST_SCALE)
 
     @override
     def forward(self, weight: Tensor) -> Tensor:
-        step = project(self.step, _SMALLEST_SCALE, None) if torch.is_grad_enabled() else self._magnitude()
+        step = project(self.step, SMALLEST_SCALE, None) if torch.is_grad_enabled() else self._magnitude()
         gain = (weight.numel() / self.step.numel() * self.largest) ** -0.5
         return learned_step(weight, step, None, -float(self.largest), float(self.largest), gain)
 
@@ -224,7 +204,7 @@ class ClippedQuantizer(WeightQuantizer):
         return abs_max_scale(weight, self.axis, self.largest, self._end().detach())
 
     def _end(self) -> Tensor:
-        return self.threshold.abs().clamp_min(_SMALLEST_SCALE)
+        return self.threshold.abs().clamp_min(SMALLEST_SCALE)
 
     @override
     def forward(self, weight: Tensor) -> Tensor:
