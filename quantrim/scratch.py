@@ -100,6 +100,7 @@ def claimed(folder: str | Path) -> Iterator[None]:
     if fcntl is None or int(os.environ.get("RANK", "0")) != 0:  # the first process of a group claims for all
         yield
         return
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         place = folder.resolve()
@@ -115,6 +116,9 @@ def claimed(folder: str | Path) -> Iterator[None]:
     finally:
         with _claiming:
             _release(place)
+        if made:
+            with contextlib.suppress(OSError):  # it holds something, as it should
+                place.rmdir()
 
 
 def _release(place: Path) -> None:

@@ -16,7 +16,7 @@ PYTHON = [body for kind, body in BLOCKS if kind == "python"]
 COMMANDS = [line for kind, body in BLOCKS if not kind for line in body.splitlines()]
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON)))
+@pytest.mark.parametrize("number", range(1, len(PYTHON)))  # the first makes the samples
 def test_the_python_of_the_page_runs(number, residual_onnx, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.onnx").write_bytes(residual_onnx.read_bytes())
@@ -26,6 +26,12 @@ def test_the_python_of_the_page_runs(number, residual_onnx, images, tmp_path, mo
         {"images": images, "labels": labels},
     )
     assert (tmp_path / "best.onnx").is_file()
+
+
+def test_the_samples_of_the_page_are_made_as_printed():
+    made: dict[str, np.ndarray] = {}
+    exec(PYTHON[0], made)
+    assert len(made["images"]) == len(made["labels"])
 
 
 @pytest.mark.parametrize("line", COMMANDS)
