@@ -52,8 +52,9 @@ from quantrim.scratch import scratch_folder
 if TYPE_CHECKING:
     import torch
 
-#: Samples that correct biases: means over channels settle long before ranges do.
-_BIAS_SAMPLES = 16
+#: Samples that correct biases. Sixteen take a second of seven less, and agree with FP32 on 0.7 points fewer of
+#: 500 crops (EfficientNet-Lite0).
+_BIAS_SAMPLES = 32
 #: Samples that tell whether a refinement lowers the error at the outputs.
 _JUDGING_SAMPLES = 8
 
