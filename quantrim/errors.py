@@ -60,7 +60,7 @@ def in_words(fault: Mapping[str, Any]) -> str:
         given = context["tag"]
     if legal and isinstance(given, str):
         return f"unknown {_short(given)}{did_you_mean(given, legal)}"
-    rule = str(fault["msg"]).split(", unable")[0]
+    rule = str(fault["msg"]).split(", unable")[0].replace("a valid tuple", "a list")  # as YAML calls it
     if rule.startswith("Input should "):
         return f"is {_short(given)}; it must {rule.removeprefix('Input should ')}."
     return f"is {_short(given)}: {rule}."

@@ -155,12 +155,15 @@ def _forward(scheduler: LRScheduler, optimizer: Optimizer, saved: dict[str, Any]
     if not isinstance(scheduler, LambdaLR):
         scheduler.load_state_dict(saved)
         rates = scheduler.get_last_lr()
+        for rate in rates:
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < _LARGEST:
+                raise ValueError(f"scheduler: a learning rate is {str(rate)[:60]!r}")
     else:
         rules = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         rates = [base * rule(iteration) for base, rule in rules]
         scheduler.last_epoch, scheduler._step_count, scheduler._last_lr = iteration, iteration + 1, rates
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+        group["lr"] = float(rate)
 
 
 def _require_alike(found: Mapping[str, Any], like: Mapping[str, Any], what: str) -> None:

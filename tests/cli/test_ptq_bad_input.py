@@ -72,11 +72,11 @@ def test_a_truncated_model_and_a_folder_that_cannot_be_written_are_told(told):
 @pytest.mark.parametrize(
     ("transforms", "words"),
     [
-        ("Normalize", "deploy.yaml: Deploy.transforms is 'Normalize'; it must be a list"),
-        (["Normalize"], "deploy.yaml: Deploy.transforms: transform 'Normalize': it must be a mapping"),
+        ("Normalize", "deploy.yaml:2: Deploy.transforms: is 'Normalize'; it must be a list"),
+        (["Normalize"], "deploy.yaml:3: Deploy.transforms.0: transform 'Normalize': it must be a mapping"),
         (
             [{"type": "Normalise"}],
-            "deploy.yaml: Deploy.transforms: unknown transform 'Normalise'; did you mean",
+            "deploy.yaml:3: Deploy.transforms.0: unknown transform 'Normalise'; did you mean",
         ),
         (
             [NORMALIZE],
@@ -91,4 +91,4 @@ def test_a_deploy_yaml_that_is_wrong_or_does_not_fit_is_told(told, transforms, w
 
 def test_a_deploy_yaml_that_is_no_text_is_told(told):
     Path("deploy.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "deploy.yaml: no deploy.yaml with Deploy.transforms" in told("--data", "photos")
+    assert "deploy.yaml: no text file in UTF-8" in told("--data", "photos")

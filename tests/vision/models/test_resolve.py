@@ -31,6 +31,9 @@ def test_every_name_builds_a_module(name):
         arguments = {"backbone": {"type": "ResNet50_vd"}}
     elif name == "FCN":
         arguments = {"backbone": {"type": "HRNet_W18"}}
+    elif name == "TorchvisionSSD":
+        body = "torchvision.models.detection.ssdlite320_mobilenet_v3_large"
+        arguments = {"detector": {"type": body, "weights_backbone": None, "num_classes": 3}}
     if "_vd" not in name and "HRNet" not in name:
         arguments["num_classes"] = 2
     with torch.device("meta"):
