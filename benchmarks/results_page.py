@@ -53,8 +53,8 @@ def _classifier_accuracy(rows: Rows) -> str:
         "## I. Accuracy of classifiers: FP32, fake-quant, INT8\n\n"
         "The table of Paddle's INT8 tutorial. The pretrained ImageNet weights of these networks can't be had "
         "here, so each "
-        f"network was trained on Fashion-MNIST at 32x32 for {facts[0]} iterations of 64 pictures, then "
-        f"{facts[1]} iterations with quantization, and judged on {facts[2]} validation pictures in Paddle's "
+        f"network was trained on Fashion-MNIST at 32x32 for {facts[0]} iterations of 64 images, then "
+        f"{facts[1]} iterations with quantization, and judged on {facts[2]} validation images in Paddle's "
         "binary format. *Fake-quant* is the module with quantizers in torch, *INT8* the exported file on its "
         "engine; the difference of the two is what conversion costs. Such short training does not reach the "
         "networks' best accuracy; the differences between columns are what the table is for.\n\n"
@@ -82,7 +82,7 @@ def _agreement(rows: Rows) -> str:
         return ""
     return (
         "### A network with ImageNet weights\n\n"
-        "No labelled ImageNet pictures are here, so this is how often the INT8 file of PTQ gives the first "
+        "No labelled ImageNet images are here, so this is how often the INT8 file of PTQ gives the first "
         "class that FP32 gives, on crops of real photographs.\n\n"
         + _table(["model", "crops", "fake-quant", "INT8 OpenVINO", "INT8 ONNX Runtime"], lines)
     )
@@ -127,8 +127,8 @@ def _segmentation_accuracy(rows: Rows) -> str:
     head = ["model (mIoU)", "FP32", "fake-quant", "INT8 OpenVINO", "INT8 ONNX Runtime", "INT8 - FP32"]
     return (
         "## III. Accuracy of segmentation models after PTQ\n\n"
-        f"Each was trained for {_span(found, 'iterations')} iterations of 8 pictures on the generated "
-        f"optic-disc set at {_span(found, 'size')} pixels, calibrated on 100 training pictures, and judged on "
+        f"Each was trained for {_span(found, 'iterations')} iterations of 8 images on the generated "
+        f"optic-disc set at {_span(found, 'size')} pixels, calibrated on 100 training images, and judged on "
         f"{_span(found, 'images')} others. *Fake-quant* is the INT8 file with float arithmetic between its "
         "quantizers.\n\n" + _table(head, lines)
     )
