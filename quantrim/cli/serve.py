@@ -32,7 +32,7 @@ def serve(
 ) -> None:
     """Serve MODEL over HTTP: POST an image to /predict."""
     try:
-        from quantrim.serving import Limits, load_artefact
+        from quantrim.serving import ServiceLimits, load_artefact
         from quantrim.serving import serve as run
     except ImportError as error:
         raise ConfigError(
@@ -41,7 +41,7 @@ def serve(
 
     if log_level not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"log_level is {log_level!r}; legal: debug, info, warning, error.")
-    limits = Limits(
+    limits = ServiceLimits(
         max_batch=max_batch,
         max_wait_ms=max_wait_ms,
         max_waiting=max_waiting,

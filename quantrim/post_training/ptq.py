@@ -41,7 +41,7 @@ from quantrim.post_training.quantize import (
 )
 from quantrim.post_training.refine import REFINEMENTS, Refinement, equalize
 from quantrim.post_training.shards import Sketches, require_made_for
-from quantrim.post_training.source import Source
+from quantrim.post_training.source import CalibrationSource
 from quantrim.post_training.tuning import Choice, choose_form
 from quantrim.post_training.veto import settled_plan
 from quantrim.ranges import Sketch
@@ -250,7 +250,7 @@ class _Maker:
     def make(self, config: PtqConfig, asked: Sequence[EngineName], note: str = "") -> tuple[PtqResult, Path]:
         """A file in the folder, and the result with its path as the output."""
         start = time.perf_counter()
-        source = Source.of(self.data, self.original, config, self.preprocess)
+        source = CalibrationSource.of(self.data, self.original, config, self.preprocess)
         normalized = normalize(self.original)
         error = prove_equal(self.original, normalized, source.kept[0])
         sketched = isinstance(self.data, Sketches)

@@ -29,7 +29,7 @@ _JUDGED_BYTES = 4 * KEPT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class CalibrationSource:
     """Calibration batches of a model, with outliers left out, and what they leave.
 
     Attributes:
@@ -52,8 +52,8 @@ class Source:
         model: ir.Model,
         config: PtqConfig,
         preprocess: ImagePreprocess | Callable[[Path], np.ndarray] = IMAGENET,
-    ) -> Source:
-        """Source of a model's samples.
+    ) -> CalibrationSource:
+        """CalibrationSource of a model's samples.
 
         Args:
             data: see :func:`quantrim.graph.feeds.calibration_feeds`.
@@ -88,7 +88,7 @@ class Source:
         samples = Samples(first, keep_outliers=config.keep_outliers)
         good = samples.good(chain(first, batches))
         kept = list(islice(good, len(first)))
-        return Source(chain(kept, good), kept, samples, rest, config.judged)
+        return CalibrationSource(chain(kept, good), kept, samples, rest, config.judged)
 
     def judged(self, other: Any = None) -> Judged:
         """Batches to judge on; call it when the calibration batches are used up.
@@ -130,7 +130,7 @@ def _of_sketches(
     ports: list[Port],
     config: PtqConfig,
     preprocess: ImagePreprocess | Callable[[Path], np.ndarray],
-) -> Source:
+) -> CalibrationSource:
     """The kept samples of shards; nothing is left to run, and only other data can judge."""
 
     def rest(other: Any) -> Iterator[Feed]:
@@ -142,7 +142,7 @@ def _of_sketches(
         )  # fmt: skip
 
     kept = list(data.kept)
-    return Source(iter(()), kept, Samples(kept, keep_outliers=True), rest, config.judged)
+    return CalibrationSource(iter(()), kept, Samples(kept, keep_outliers=True), rest, config.judged)
 
 
 def _opened(data: Any, ports: list[Port]) -> Any:

@@ -5,7 +5,7 @@ It needs ``pip install 'quantrim[serve]'``. TLS, authentication and rates per cl
 
 from quantrim.serving.app import create_app
 from quantrim.serving.artefact import Artefact, load_artefact
-from quantrim.serving.limits import Limits
+from quantrim.serving.limits import ServiceLimits
 from quantrim.serving.server import serve
 
-__all__ = ["Artefact", "Limits", "create_app", "load_artefact", "serve"]
+__all__ = ["Artefact", "ServiceLimits", "create_app", "load_artefact", "serve"]

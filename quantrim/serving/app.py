@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from quantrim.serving.answers import area_shares, mask_png, pixel_classes, top_classes
 from quantrim.serving.artefact import Artefact
 from quantrim.serving.batcher import MicroBatcher
-from quantrim.serving.limits import Limits, Refusal
+from quantrim.serving.limits import Refusal, ServiceLimits
 from quantrim.serving.metrics import Metrics
 from quantrim.serving.middleware import Requests
 from quantrim.serving.uploads import UploadRoom, header_size, image_bytes, pixels_of
@@ -29,7 +29,7 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Service:
     """The artefact behind its batcher; it lives as long as the application runs."""
 
-    def __init__(self, artefact: Artefact, limits: Limits) -> None:
+    def __init__(self, artefact: Artefact, limits: ServiceLimits) -> None:
         self.artefact, self.limits = artefact, limits
         self.room = UploadRoom(limits.upload_bytes)
         self.busy, self.ready = 0, False
@@ -90,9 +90,9 @@ class Service:
         return sample, np.ascontiguousarray(sample.image.transpose(2, 0, 1), np.float32)
 
 
-def create_app(artefact: Artefact, limits: Limits | None = None) -> FastAPI:
+def create_app(artefact: Artefact, limits: ServiceLimits | None = None) -> FastAPI:
     """The application around one artefact."""
-    service = Service(artefact, limits or Limits())
+    service = Service(artefact, limits or ServiceLimits())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -20,7 +20,7 @@ class Refusal(Exception):  # noqa: N818 - the request's fault, not the service's
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ServiceLimits:
     """How the service works, and where it says no.
 
     Attributes:

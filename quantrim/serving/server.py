@@ -15,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from quantrim.serving.app import create_app
 from quantrim.serving.artefact import Artefact
-from quantrim.serving.limits import Limits
+from quantrim.serving.limits import ServiceLimits
 
 #: Seconds for which an idle connection is kept for the client's next request.
 _KEEP_ALIVE_S = 15
@@ -102,7 +102,7 @@ def configure_log(level: str = "info") -> None:
     )
 
 
-def server_of(artefact: Artefact, limits: Limits, host: str, port: int) -> uvicorn.Server:
+def server_of(artefact: Artefact, limits: ServiceLimits, host: str, port: int) -> uvicorn.Server:
     """The server around an artefact, not started yet."""
     protocol = type("Protocol", (PatientProtocol,), {"header_s": limits.header_s})
     config = uvicorn.Config(
@@ -124,7 +124,12 @@ def server_of(artefact: Artefact, limits: Limits, host: str, port: int) -> uvico
 
 
 def serve(
-    artefact: Artefact, limits: Limits, *, host: str = "127.0.0.1", port: int = 8000, log_level: str = "info"
+    artefact: Artefact,
+    limits: ServiceLimits,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    log_level: str = "info",
 ) -> None:
     """Serve until SIGTERM or SIGINT; then answer what has begun, for ``limits.stop_s`` at most.
 

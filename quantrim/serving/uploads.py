@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from quantrim.images import ImageError, decode_image, image_size
-from quantrim.serving.limits import Limits, Refusal
+from quantrim.serving.limits import Refusal, ServiceLimits
 
 FORMATS = "JPEG, PNG, WebP, BMP, TIFF, PPM or GIF"
 #: What multipart/form-data may add to an image's bytes.
@@ -62,7 +62,7 @@ class Share:
         self.size += count
 
 
-async def image_bytes(request: Request, limits: Limits, share: Share) -> bytes:
+async def image_bytes(request: Request, limits: ServiceLimits, share: Share) -> bytes:
     """The image that a request carries: its body, or the form field ``image``.
 
     Raises:

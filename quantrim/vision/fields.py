@@ -23,7 +23,7 @@ Classes = Annotated[int, Field(ge=1, le=2**16)]
 Pair = tuple[Count, Count]
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """A mapping with these keys and no others."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, protected_namespaces=())

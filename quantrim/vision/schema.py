@@ -27,10 +27,10 @@ from quantrim.detection import VocStyle
 from quantrim.errors import DataError, did_you_mean
 from quantrim.vision import losses
 from quantrim.vision.detection import DETECTION_LOSSES
-from quantrim.vision.fields import Classes, Count, Pair, Positive, Section, Share, Transforms
+from quantrim.vision.fields import Classes, ConfigSection, Count, Pair, Positive, Share, Transforms
 
 
-class DataSpec(Section):
+class DataSpec(ConfigSection):
     """Keys of every data set; ``edge`` is PaddleSeg's and asks for outlines, which no model here uses."""
 
     type: str
@@ -232,7 +232,7 @@ def _listed(given: Any) -> Any:
     return given if isinstance(given, list) else [given]
 
 
-class OptimizerSpec(Section):
+class OptimizerSpec(ConfigSection):
     """``momentum`` is for sgd."""
 
     type: Annotated[Literal["sgd", "momentum", "adam", "adamw"], BeforeValidator(lambda v: str(v).lower())] = (
@@ -242,7 +242,7 @@ class OptimizerSpec(Section):
     weight_decay: Share = 0.0
 
 
-class Schedule(Section):
+class Schedule(ConfigSection):
     """Keys of every schedule; rates are absolute, steps are iterations.
 
     ``last_epoch`` and ``verbose`` are Paddle's, of which only the values that change nothing are taken.
@@ -306,7 +306,7 @@ _OLD_NAMES = {
 }
 
 
-class OldRate(Section):
+class OldRate(ConfigSection):
     """``learning_rate`` in PaddleSeg's form before 2.1; without ``decay`` it stays as it is."""
 
     value: Positive
@@ -336,7 +336,7 @@ LOSSES: Mapping[str, Callable[..., Any]] = {
 }
 
 
-class LossSpec(Section):
+class LossSpec(ConfigSection):
     """A loss; its arguments are the other fields."""
 
     type: str
@@ -380,7 +380,7 @@ else:
 MixedLoss.model_rebuild()
 
 
-class LossesSpec(Section):
+class LossesSpec(ConfigSection):
     """One loss for each output of the model, or one for all, with a coefficient an output."""
 
     types: Annotated[list[AnyLoss], Field(min_length=1)]
@@ -394,7 +394,7 @@ class LossesSpec(Section):
         return self
 
 
-class TestSpec(Section):
+class TestSpec(ConfigSection):
     """How a model is judged.
 
     Scales and flips count with ``aug_eval: True``, crop_size and stride with ``is_slide: True``. The other keys
@@ -416,13 +416,13 @@ class TestSpec(Section):
     keep_top_k: Count = 100
 
 
-class ExportSpec(Section):
+class ExportSpec(ConfigSection):
     """Preprocessing at deployment where it is not validation's."""
 
     transforms: Transforms | None = None
 
 
-class ConfigSpec(Section):
+class ConfigSpec(ConfigSection):
     """A whole configuration; ``distill_loss`` is PaddleSeg's, distillation here is an option of ``qat``."""
 
     model: ModelSpec

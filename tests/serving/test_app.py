@@ -18,7 +18,7 @@ from quantrim.errors import ConfigError
 from quantrim.recipes.deployment import load_transforms
 from quantrim.recipes.loading import Loaded
 from quantrim.recipes.runs import export
-from quantrim.serving import Limits, create_app, load_artefact
+from quantrim.serving import ServiceLimits, create_app, load_artefact
 from quantrim.vision.config import load_config
 from quantrim.vision.data.datasets import VisionData
 
@@ -70,7 +70,7 @@ def segmenter(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(classifier):
-    limits = Limits(max_batch=4, max_wait_ms=20, max_bytes=200_000, max_pixels=300 * 300)
+    limits = ServiceLimits(max_batch=4, max_wait_ms=20, max_bytes=200_000, max_pixels=300 * 300)
     with TestClient(create_app(load_artefact(classifier, threads=1), limits)) as client:
         yield client
 
@@ -78,7 +78,7 @@ def client(classifier):
 @pytest.fixture(scope="module")
 def segmentation(segmenter):
     artefact = load_artefact(segmenter, threads=1, resize=True)
-    with TestClient(create_app(artefact, Limits(max_batch=2))) as client:
+    with TestClient(create_app(artefact, ServiceLimits(max_batch=2))) as client:
         yield client
 
 

@@ -19,14 +19,16 @@ import quantrim
 from quantrim.errors import ConfigError
 from quantrim.recipes.loading import Loaded
 from quantrim.recipes.runs import export
-from quantrim.serving import Limits, create_app, load_artefact
+from quantrim.serving import ServiceLimits, create_app, load_artefact
 from quantrim.serving.server import JsonLines, server_of
 from quantrim.vision.config import load_config
 from quantrim.vision.data.datasets import VisionData
 from tests.base.test_images import encoded, png_of
 
 IMAGE = encoded(np.zeros((32, 32, 3), np.uint8))
-LIMITS = Limits(header_s=0.4, body_s=0.6, stop_s=1.0, max_bytes=50_000, upload_bytes=120_000, max_waiting=4)
+LIMITS = ServiceLimits(
+    header_s=0.4, body_s=0.6, stop_s=1.0, max_bytes=50_000, upload_bytes=120_000, max_waiting=4
+)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +182,7 @@ def test_clients_that_leave_are_counted_and_logged_without_a_traceback(artefact,
 
 def test_the_service_ends_in_time_although_a_client_is_slow(artefact, caplog):
     begin = time.monotonic()
-    patient = Limits(stop_s=1.0)  # 20 s for a body
+    patient = ServiceLimits(stop_s=1.0)  # 20 s for a body
     with running(artefact, patient) as port:
         slow = connected(port)
         slow.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\nabc")
@@ -249,4 +251,4 @@ def test_a_line_of_the_log_is_one_json_object_whatever_a_client_sends():
 @pytest.mark.parametrize("wrong", [{"max_batch": 0}, {"body_s": 0.0}, {"decoders": 0}, {"stop_s": -1.0}])
 def test_limits_that_let_nothing_through_are_refused(wrong):
     with pytest.raises(ConfigError, match="must be at least"):
-        Limits(**wrong)
+        ServiceLimits(**wrong)

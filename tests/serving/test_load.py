@@ -17,7 +17,7 @@ from quantrim.cli.serve import serve
 from quantrim.errors import QuantrimError
 from quantrim.recipes.loading import Loaded, load
 from quantrim.recipes.runs import export
-from quantrim.serving import Limits, create_app, load_artefact
+from quantrim.serving import ServiceLimits, create_app, load_artefact
 from quantrim.vision.config import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def segmenter(tmp_path_factory) -> Path:
 @pytest.fixture
 def url(segmenter):
     """Address of a service that listens on a real port."""
-    app = create_app(load_artefact(segmenter, threads=1), Limits(max_batch=4, max_wait_ms=5))
+    app = create_app(load_artefact(segmenter, threads=1), ServiceLimits(max_batch=4, max_wait_ms=5))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -56,7 +56,7 @@ def test_many_clients_share_batches_and_the_table_says_so(url):
 
 
 def test_answers_other_than_200_are_counted_as_errors(url):
-    row = level(url, b"no picture", 2, 0.1, batching=True)
+    row = level(url, b"no image", 2, 2.0, batching=True)  # seconds enough for one answer on a busy machine
     assert row.errors > 0
     assert row.images_per_second == 0
     assert "| - | - | - |" in table([row])

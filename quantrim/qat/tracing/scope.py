@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class Frame:
+class CallFrame:
     """One running module call.
 
     Attributes:
@@ -32,11 +32,11 @@ class Scope:
     """Stack of the module calls that are running."""
 
     def __init__(self) -> None:
-        self.frames: list[Frame] = []
+        self.frames: list[CallFrame] = []
 
-    def enter(self, path: str, name: str | None = None) -> Frame:
+    def enter(self, path: str, name: str | None = None) -> CallFrame:
         """Start of a call of the module at ``path``; ``name`` overrides the frame's name."""
-        frame = Frame(path, self._name(path) if name is None else name)
+        frame = CallFrame(path, self._name(path) if name is None else name)
         self.frames.append(frame)
         return frame
 
