@@ -110,10 +110,11 @@ def test_threads_may_predict_at_the_same_time():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_channels_last_gives_the_same_gradients(name: str):
-    grads = []
+    # no value of these lies on the edge between two codes, where the layouts' sums may round either way
+    grads, images = [], 0.9 * X
     for layout in (torch.contiguous_format, torch.channels_last):
-        module = QAT(small(), X, config=method(name)).module.to(memory_format=layout)
-        step(module, X.to(memory_format=layout), rate=0)
+        module = QAT(small(), images, config=method(name)).module.to(memory_format=layout)
+        step(module, images.to(memory_format=layout), rate=0)
         grads.append({key: p.grad for key, p in module.named_parameters()})
     for key, expected in grads[0].items():
         torch.testing.assert_close(grads[1][key], expected, rtol=1e-3, atol=1e-5)
