@@ -87,6 +87,12 @@ def smallest_integers(values: np.ndarray) -> np.ndarray:
     return values.astype(np.promote_types(low, high))
 
 
+def _classes(answer: np.ndarray, axis: int | None) -> np.ndarray:
+    """Classes, integers (N, ...), of scores along an axis, or of an answer that gives them itself."""
+    classes = answer if axis is None else np.nan_to_num(answer).argmax(axis=axis)
+    return smallest_integers(classes.reshape(len(classes), -1))
+
+
 @dataclass(frozen=True, slots=True)
 class ClassMeasure:
     """Share of samples of the same class.
@@ -108,9 +114,7 @@ class ClassMeasure:
 
     def read(self, answers: Mapping[str, np.ndarray], canvas: tuple[int, int] | None) -> np.ndarray:
         """Classes, integers (N, ...)."""
-        answer = answers[self.output]
-        classes = answer if self.axis is None else np.nan_to_num(answer).argmax(axis=self.axis)
-        return smallest_integers(classes.reshape(len(classes), -1))
+        return _classes(answers[self.output], self.axis)
 
     def pair(self, wanted: np.ndarray, found: np.ndarray) -> list[float]:
         """Share of each sample's classes that are the same."""
@@ -141,9 +145,7 @@ class MapMeasure:
 
     def read(self, answers: Mapping[str, np.ndarray], canvas: tuple[int, int] | None) -> np.ndarray:
         """Classes, integers (N, pixels)."""
-        answer = answers[self.output]
-        classes = answer if self.axis is None else np.nan_to_num(answer).argmax(axis=self.axis)
-        return smallest_integers(classes.reshape(len(classes), -1))
+        return _classes(answers[self.output], self.axis)
 
     def pair(self, wanted: np.ndarray, found: np.ndarray) -> list[np.ndarray]:
         """Of each sample: (3, C) pixels of each class in both maps, in the first, in the second."""

@@ -12,6 +12,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -164,7 +165,7 @@ def calibrate_shard(
 
     def counted() -> Iterator[Feed]:
         nonlocal seen
-        for feed in _with_first(first, feeds):
+        for feed in chain([first], feeds):
             size = len(next(iter(feed.values())))
             seen += size
             rows = range(max(0, min(size, wanted - len(kept))))
@@ -173,11 +174,6 @@ def calibrate_shard(
 
     sketches = collect(normalized, plan.groups, counted(), shapes=graph.shapes, on_batch=on_batch)
     return Shard(shards_key(model, config), index, count, sketches, tuple(kept), seen, config.samples)
-
-
-def _with_first(first: Feed, rest: Iterable[Feed]) -> Iterator[Feed]:
-    yield first
-    yield from rest
 
 
 def shards_key(model: str | Path, config: PtqConfig) -> str:

@@ -8,7 +8,6 @@ weights.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -34,6 +33,7 @@ from quantrim.placement.qdq import write_qdq
 from quantrim.ranges import quantize_weight, weight_scales
 from quantrim.ranges.codes import WeightCodes
 from quantrim.ranges.scales import shape_scales
+from quantrim.scratch import scratch_folder
 
 Kind = Literal["int8", "int16", "fp16"]
 _LARGEST_INT16 = 32_767
@@ -98,8 +98,8 @@ def shrink_weights(
     if not 0 <= threshold_rate < 1:
         raise ConfigError(f"threshold_rate is {threshold_rate}; it must be in [0, 1).", field="threshold_rate")
     require_onnx_output(output, model)
-    with tempfile.TemporaryDirectory() as folder:
-        path = as_onnx(model, Path(folder), example_inputs)
+    with scratch_folder() as folder:
+        path = as_onnx(model, folder, example_inputs)
         original = read_onnx(path)
         feeds = [random_feed(original, input_shape, seed) for seed in range(2)]
         normalized = normalize(original)
@@ -110,7 +110,7 @@ def shrink_weights(
             if kind == "int8"
             else _stored(normalized, weights, kind, per_channel, threshold_rate)
         )
-        staged = Path(folder) / "shrunk.onnx"
+        staged = folder / "shrunk.onnx"
         save_model(shrunk, staged)
         asked = [one for one in installed_engines() if one != "tensorrt"] if engines is None else engines
         judgements: dict[str, Judgement] = {
