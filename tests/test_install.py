@@ -1,10 +1,13 @@
-"""What an installation without the extra "train" does: everything that needs no torch."""
+"""What an installation brings: files of the wheel, and without the extra "train" all that needs no torch."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +64,49 @@ def test_a_verb_that_trains_says_what_to_install(words, tmp_path):
     assert done.returncode == 1
     assert "pip install 'quantrim[train]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The content of a wheel that was built from these sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in ("quantrim", "configs", "examples"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder]
+    subprocess.run([*command, source], check=True)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        wheel.extractall(folder / "site")
+    return folder / "site"
+
+
+def quantrim(site: Path, folder: Path, *words: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    command = [sys.executable, "-m", "quantrim", *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_wheel_brings_configurations_and_examples(installed, tmp_path):
+    listed = quantrim(installed, tmp_path, "configs", "list").split()
+    assert listed == sorted(str(path.relative_to(ROOT / "configs")) for path in ROOT.glob("configs/*/*.yml"))
+    name = "quick_start/bisenet_synthetic_disc_256x256"
+    assert "_base_: demo.yml" in quantrim(installed, tmp_path, "configs", "show", name)
+    quantrim(installed, tmp_path, "examples", "copy")
+    assert (tmp_path / "examples/qat_fashion_mnist.py").is_file()
+    assert (tmp_path / "examples/serving/__main__.py").is_file()
+
+
+def test_a_configuration_of_the_documents_is_found_where_there_is_no_clone(installed, tmp_path):
+    code = (
+        "import sys; from quantrim.vision.document import read_document; print(read_document(sys.argv[1]).path)"
+    )
+    name = "configs/quick_start/bisenet_synthetic_disc_256x256.yml"
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    command = [sys.executable, "-c", code, name]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert Path(found.stdout.strip()) == installed / "quantrim" / name

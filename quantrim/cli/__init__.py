@@ -33,6 +33,7 @@ from quantrim.cli import (
     quant,
     report,
     serve,
+    shipped,
     shrink,
     train,
 )
@@ -106,6 +107,8 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 for _name, _verb in VERBS.items():
     app.command(_name, cls=Command, hidden=_name in ("qat-val", "qat-export"))(_verb)
+app.add_typer(shipped.shipped_verbs("configs", "Configurations"), name="configs")
+app.add_typer(shipped.shipped_verbs("examples", "Example programs"), name="examples")
 
 
 def main() -> None:

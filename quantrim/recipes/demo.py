@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantrim import vision
 from quantrim.engines import open_session
 from quantrim.engines.inspect import inspect
 from quantrim.files import write_json
@@ -21,10 +20,11 @@ from quantrim.scratch import claiming
 from quantrim.vision.config import load_config
 from quantrim.vision.data.datasets import VisionData
 from quantrim.vision.evaluate import engine_predictor, evaluate, torch_predictor
+from quantrim.vision.shipped import shipped_file
 from quantrim.vision.train import TrainSettings
 
 #: The demo's configuration, shipped inside the package.
-CONFIG = Path(vision.__file__).parent / "demo.yml"
+CONFIG = shipped_file("configs", "quick_start/demo.yml")
 #: Pictures in the report.
 _SHOWN = 4
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from quantrim.errors import ConfigError
+from quantrim.vision.shipped import config_path
 
 MAX_BYTES = 2**17
 #: Keys and values of a file after its aliases have been put in.
@@ -63,14 +64,14 @@ def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     """Read a file, its bases, and put overrides in.
 
     Args:
-        path: .yml or .yaml file.
+        path: .yml or .yaml file; ``configs/...`` that is not there is the shipped one.
         overrides: ``key.inner=value`` texts; values are YAML.
 
     Raises:
         ConfigError: a file is missing, no YAML mapping or over a limit, a key stands twice, ``_base_`` runs in
             a circle, an override leads nowhere.
     """
-    document = _with_bases(Path(path), ())
+    document = _with_bases(config_path(Path(path)), ())
     for text in overrides:
         _override(document, text)
     return document
@@ -80,7 +81,9 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> Document:
     if path.suffix not in (".yml", ".yaml"):
         raise ConfigError(f"{path}: a configuration is a .yml or .yaml file.")
     if not path.is_file():
-        raise ConfigError(f"{path}: no such configuration.")
+        raise ConfigError(
+            f"{path}: no such configuration. `quantrim configs list` names those that are shipped."
+        )
     if path.resolve() in seen:
         raise ConfigError(f"{path}: _base_ runs in a circle: {' -> '.join(one.name for one in (*seen, path))}.")
     if len(seen) > MAX_BASES:

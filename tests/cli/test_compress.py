@@ -31,7 +31,7 @@ loss: {{types: [{{type: CrossEntropyLoss}}], coef: [1, 0.4]}}
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("config") / "small.yml"
-    path.write_text(CONFIG.format(base=Path(__file__).parents[2] / "quantrim" / "vision" / "demo.yml"))
+    path.write_text(CONFIG.format(base=Path(__file__).parents[2] / "configs" / "quick_start" / "demo.yml"))
     return path
 
 

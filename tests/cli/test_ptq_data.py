@@ -28,7 +28,7 @@ model: {{type: FastSCNN}}
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("config") / "small.yml"
-    base = Path(__file__).parents[2] / "quantrim" / "vision" / "demo.yml"
+    base = Path(__file__).parents[2] / "configs" / "quick_start" / "demo.yml"
     path.write_text(CONFIG.format(base=base))
     return path
 

@@ -12,7 +12,6 @@ import typer
 from PIL import Image
 from torch import nn
 
-import quantrim
 from examples.serving.load_test import main as load_test
 from quantrim.cli import app
 from quantrim.post_training import ptq
@@ -20,6 +19,7 @@ from quantrim.recipes.loading import Loaded
 from quantrim.recipes.runs import export
 from quantrim.vision.config import load_config
 from quantrim.vision.data.datasets import VisionData
+from quantrim.vision.shipped import shipped_file
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def artefact(tmp_path_factory) -> Path:
     )
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     data = VisionData([(pixels, 0)], "classification", 4, class_names=("a", "b", "c", "d"))
-    config = load_config(Path(quantrim.__file__).parent / "vision" / "demo.yml")
+    config = load_config(shipped_file("configs", "quick_start/demo.yml"))
     export(Loaded(config, net.eval(), data), folder / "model.onnx")
     images = np.random.default_rng(1).standard_normal((8, 3, 64, 64)).astype(np.float32)
     ptq(folder / "model.onnx", images, folder / "model.int8.onnx", engines=())

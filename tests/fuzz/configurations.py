@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import quantrim
+from quantrim.vision.shipped import shipped_file
 
 VALUES = (
     "", "null", "true", "-1", "0", "1e400", ".nan", "9" * 5000, "[]", "{}", "[[[[[]]]]]", "{a: {}}", "text",
@@ -19,7 +19,7 @@ _PAIR = re.compile(r"^(\s*(?:- )?[\w.]+:)(.*)$")
 
 def small() -> str:
     """The configuration of the demo, at the size of a test."""
-    text = (Path(quantrim.__file__).parent / "vision" / "demo.yml").read_text(encoding="utf-8")
+    text = shipped_file("configs", "quick_start/demo.yml").read_text(encoding="utf-8")
     return re.sub(r"count: \d+", "count: 2", re.sub(r"size: \d+", "size: 32", text))
 
 

@@ -12,7 +12,6 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from torch import nn
 
-import quantrim
 from quantrim.engines import open_session
 from quantrim.errors import ConfigError
 from quantrim.recipes.deployment import load_transforms
@@ -21,8 +20,9 @@ from quantrim.recipes.runs import export
 from quantrim.serving import ServiceLimits, create_app, load_artefact
 from quantrim.vision.config import load_config
 from quantrim.vision.data.datasets import VisionData
+from quantrim.vision.shipped import shipped_file
 
-CONFIG = Path(quantrim.__file__).parent / "vision" / "demo.yml"
+CONFIG = shipped_file("configs", "quick_start/demo.yml")
 SIZE = 64
 NAMES = ("cat", "dog", "bird", "fish", "frog", "horse", "truck")
 

@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -15,7 +14,6 @@ import pytest
 from fastapi.testclient import TestClient
 from torch import nn
 
-import quantrim
 from quantrim.errors import ConfigError
 from quantrim.recipes.loading import Loaded
 from quantrim.recipes.runs import export
@@ -23,6 +21,7 @@ from quantrim.serving import ServiceLimits, create_app, load_artefact
 from quantrim.serving.server import JsonLines, server_of
 from quantrim.vision.config import load_config
 from quantrim.vision.data.datasets import VisionData
+from quantrim.vision.shipped import shipped_file
 from tests.base.test_images import encoded, png_of
 
 IMAGE = encoded(np.zeros((32, 32, 3), np.uint8))
@@ -36,7 +35,10 @@ def artefact(tmp_path_factory):
     path = tmp_path_factory.mktemp("s") / "model.onnx"
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     data = VisionData([(np.zeros((32, 32, 3), np.uint8), 0)], "classification", 4)
-    export(Loaded(load_config(Path(quantrim.__file__).parent / "vision" / "demo.yml"), net, data), path)
+    export(
+        Loaded(load_config(shipped_file("configs", "quick_start/demo.yml")), net, data),
+        path,
+    )
     return load_artefact(path, threads=1)
 
 

@@ -11,7 +11,6 @@ import pytest
 import uvicorn
 from torch import nn
 
-import quantrim
 from examples.serving.load_test import example_picture, level, table
 from quantrim.cli.serve import serve
 from quantrim.errors import QuantrimError
@@ -19,6 +18,7 @@ from quantrim.recipes.loading import Loaded, load
 from quantrim.recipes.runs import export
 from quantrim.serving import ServiceLimits, create_app, load_artefact
 from quantrim.vision.config import load_config
+from quantrim.vision.shipped import shipped_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("s") / "model.onnx"
-    config = load_config(Path(quantrim.__file__).parent / "vision" / "demo.yml", ["val_dataset.size=64"])
+    config = load_config(shipped_file("configs", "quick_start/demo.yml"), ["val_dataset.size=64"])
     data = load(config, None).data
     export(Loaded(config, nn.Conv2d(3, 2, 3, 1, 1).eval(), data), path)
     return path
