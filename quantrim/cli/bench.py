@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape
 from quantrim.cli.output import JsonOption, console_for, emit_json, warn_of_scatter
+from quantrim.cli.remote import OnOption, run_there
 
 
 def bench(
+    context: typer.Context,
     models: Annotated[list[Path], typer.Argument(help="Model files.")],
     engine: Annotated[
         list[str] | None, typer.Option(help="openvino, onnxruntime, tensorrt; repeatable.")
@@ -25,6 +29,7 @@ def bench(
     bf16: Annotated[bool, typer.Option("--bf16", help="Also time BF16 mode (OpenVINO).")] = False,
     baseline: Annotated[Path | None, typer.Option(help="Model that speed-ups are taken against.")] = None,
     input_shape: InputShapeOption = None,
+    on: OnOption = None,
     json_target: JsonOption = None,
 ) -> None:
     """Time MODELS in turns, so that a noisy machine is noisy for all of them."""
@@ -32,6 +37,9 @@ def bench(
     from quantrim.engines.bench import scatter
     from quantrim.engines.machine import describe_machine
 
+    if on:
+        run_there(context, on, json_target, native=partial(_native_commands, context.params))
+        return
     files = [*([baseline] if baseline else []), *(m for m in models if m != baseline)]
     rows = run(
         files,
@@ -66,3 +74,22 @@ def bench(
     console.print(table)
     warn_of_scatter(console, scatter(row.latency_ms for row in rows))
     emit_json([row.to_json() | {"machine": machine.to_json()} for row in rows], json_target)
+
+
+def _native_commands(options: Mapping[str, Any], models: Iterable[str]) -> list[list[str]]:
+    """One run of the native runner for each model and engine, with the options that it knows."""
+    shape = parse_shape(options["input_shape"])
+    common = {
+        "batch_size": options["batch_size"],
+        "num_threads": options["threads"],
+        "warmup_size": options["warmup"],
+        "repeat": options["repeat"],
+        "streams": options["streams"],
+    } | ({} if shape is None else {"input_shape": ",".join(map(str, shape[1:]))})
+    return [
+        [f"--infer_model={model}", f"--engine={engine}", f"--precision={precision}"]
+        + [f"--{name}={value}" for name, value in common.items()]
+        for model in models
+        for engine in options["engine"] or ["openvino"]
+        for precision in ("file", "bf16")[: 1 + (options["bf16"] and engine == "openvino")]
+    ]

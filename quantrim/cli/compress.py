@@ -31,9 +31,13 @@ from quantrim.cli.options import (
     parse_shape,
 )
 from quantrim.cli.output import JsonOption, console_for, emit_json, warn_of_scatter
+from quantrim.cli.remote import OnOption, run_there
 from quantrim.cli.tuning import show_trial, tuning_memory
 from quantrim.errors import ConfigError
 from quantrim.recipes.deploy import carried, deploy_of
+
+#: Images that judge where no validation set does.
+JUDGED = 200
 
 if TYPE_CHECKING:
     from quantrim.compression import Candidate, CompressResult, Tuning
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 
 
 def compress(
+    context: typer.Context,
     model: Annotated[
         Path,
         typer.Argument(help=".onnx file, Paddle inference model folder, or .pth weights of --data's model."),
@@ -89,10 +94,15 @@ def compress(
     seed: SeedOption = None,
     sets: SetOption = None,
     trust_code: TrustOption = False,
+    on: OnOption = None,
     json_target: JsonOption = None,
 ) -> None:
     """Find the fastest file of MODEL within a drop of accuracy, both measured on the engine."""
     console = console_for(json_target)
+    if on:
+        for made in run_there(context, on, json_target, samples=samples + (images or JUDGED)):
+            _carry(console, model, chosen_deploy([model], deploy, mean, std, fit), made)
+        return
     pick_ms, max_drop = picked(pick, max_drop)
     tuning = tuning_of(console, tune_seconds) if tune else None
 
@@ -136,7 +146,7 @@ def compress(
             max_drop=max_drop,
             engine=engine,  # type: ignore[arg-type]
             samples=samples,
-            judged=images or 200,
+            judged=images or JUDGED,
             skip=skip or (),
             preprocess=preprocess_of([model], deploy, mean, std, fit),
             input_shape=parse_shape(input_shape),
@@ -147,10 +157,14 @@ def compress(
             on_candidate=tell,
         )
         carried_from = chosen_deploy([model], deploy, mean, std, fit)
-    if carried_from is not None and (told := carried(model, carried_from, output)):
-        console.print(told, markup=False)
+    _carry(console, model, carried_from, output)
     show(console, result)
     emit_json(result.to_json(), json_target)
+
+
+def _carry(console: Console, model: Path, deploy: Path | None, output: Path) -> None:
+    if deploy is not None and (told := carried(model, deploy, output)):
+        console.print(told, markup=False)
 
 
 def picked(text: str | None, max_drop: float) -> tuple[float | None, float]:

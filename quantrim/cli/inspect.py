@@ -20,12 +20,14 @@ from quantrim.cli.calibration import (
 from quantrim.cli.judging import AcceptOption, DecoderOption, TaskOption, judging_of
 from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape
 from quantrim.cli.output import UNFAITHFUL, JsonOption, console_for, emit_json
+from quantrim.cli.remote import OnOption, run_there
 
 if TYPE_CHECKING:
     from quantrim.engines.inspect import Inspection
 
 
 def inspect(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help=".onnx file, quantized or not.")],
     engine: Annotated[str, typer.Option(help="openvino, onnxruntime or tensorrt.")] = "openvino",
     against: Annotated[Path | None, typer.Option(help="Float model to compare with.")] = None,
@@ -44,6 +46,7 @@ def inspect(
     task: TaskOption = None,
     decoder: DecoderOption = None,
     accept: AcceptOption = "faithful",
+    on: OnOption = None,
     json_target: JsonOption = None,
 ) -> None:
     """Ask an engine which layers of MODEL run INT8; with --against, measure the error of each tensor."""
@@ -51,6 +54,9 @@ def inspect(
     from quantrim.engines.trial import ruling
     from quantrim.engines.verdict import NAMES
 
+    if on:
+        run_there(context, on, json_target, samples=samples)
+        return
     console = console_for(json_target)
     result = run(
         model,

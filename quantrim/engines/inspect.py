@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from quantrim.engines import EngineName, LayerRun, open_session, require_engine
 from quantrim.engines.compare import compare
+from quantrim.engines.machine import describe_machine
 from quantrim.engines.verdict import Verdict, judge
 from quantrim.errors import ModelError
 from quantrim.graph import graph_from_onnx, normalize, random_feed, read_onnx, require_finite
@@ -84,6 +85,7 @@ class Inspection:
             "executed": [asdict(run) | {"module": self.module(run)} for run in self.layers],
             "layers": [asdict(error) for error in self.errors],
             "agreement": [asdict(one) for one in self.judgement.outputs] if self.judgement else [],
+            "machine": describe_machine().to_json(),
         }
 
 

@@ -25,6 +25,27 @@ def require_external_data(proto: onnx.ModelProto, folder: Path) -> None:
                 _require_whole(tensor, folder)
 
 
+def external_files(path: Path) -> list[Path]:
+    """Files beside an .onnx file that hold its weights; none for most models.
+
+    Raises:
+        ModelError: one would lie outside of the model's folder.
+    """
+    tensors = (
+        tensor
+        for graph, _ in graphs_of(onnx.load(path, load_external_data=False))
+        for tensor in tensors_of(graph)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+    )
+    located = {
+        (tensor.name, entry.value)
+        for tensor in tensors
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return sorted({_file_of(name, location, path.parent) for name, location in located})
+
+
 def _require_whole(tensor: onnx.TensorProto, folder: Path) -> None:
     where = {entry.key: entry.value for entry in tensor.external_data}
     file = _file_of(tensor.name, where.get("location", ""), folder)

@@ -178,8 +178,8 @@ def _samples(
             drawn = np.random.default_rng(seed).permutation(len(files))[: used + count]
             files = [files[number] for number in sorted(drawn[used:])]
         elif Path(source).is_dir():
-            taken = set(_spread(files, used)) if used else set()
-            files = _spread([file for file in files if file not in taken], count)
+            taken = set(evenly(files, used)) if used else set()
+            files = evenly([file for file in files if file not in taken], count)
         else:
             files = files[used:][:count]
         return _decoded(files[first::step], ports[0], _decoder(ports[0], preprocess, shape))
@@ -210,7 +210,7 @@ def _array_samples(source: Any, ports: Sequence[Port], used: int) -> Iterator[Fe
     raise DataError(f"can't read calibration data from a {type(source).__name__}.")
 
 
-def _spread(files: list[Path], count: int | None) -> list[Path]:
+def evenly(files: list[Path], count: int | None) -> list[Path]:
     """So many of the files, evenly over their order; all of them where there are fewer."""
     if count is None or count >= len(files):
         return files

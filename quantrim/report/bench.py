@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from quantrim.report.charts import Bar, bars
 from quantrim.report.engines import engine_name
@@ -23,8 +24,10 @@ def view(rows: Sequence[Mapping[str, Any]]) -> View:
 
 
 def name_of(row: Mapping[str, Any]) -> str:
-    """File name, with the precision where that isn't float32."""
+    """File name, with the machine where it was another one, and the precision where that isn't float32."""
     name = Path(row["model"]).name
+    if "host" in row:
+        name = f"{name} on {urlsplit(row['host']).netloc}"
     return name if row["precision"] == "f32" else f"{name} ({row['precision']})"
 
 

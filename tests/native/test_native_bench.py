@@ -280,3 +280,16 @@ def test_a_tuned_file_is_run_in_the_precision_that_it_asks_for(row, residual_onn
     assert row(**settings)["precision"] == "bf16"
     assert row(**settings, precision="f32")["precision"] == "f32"
     assert row(infer_model=residual_onnx, iterations=1)["precision"] == "f32"
+
+
+def test_commands_of_bench_for_another_machine_are_the_runners_own(binary, run, tmp_path, residual_onnx):
+    from quantrim.cli.bench import _native_commands
+
+    options = {"input_shape": "1,3,32,32", "batch_size": 1, "threads": 1, "warmup": 1, "repeat": 3,
+               "streams": 1, "engine": ["openvino", "onnxruntime"], "bf16": True}  # fmt: skip
+    commands = _native_commands(options, [str(residual_onnx)])
+    assert len(commands) == 3
+    for command in commands:
+        done = subprocess.run([binary, *command, "--json", "-"], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)[0]["machine"]

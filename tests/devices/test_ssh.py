@@ -1,0 +1,279 @@
+"""Verbs on other machines, against sshd on loopback ports with keys of its own."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+from quantrim.cli import app
+from quantrim.devices import Host, HostLostError, Job, device_named, host_named, run_on
+from quantrim.errors import ConfigError, DataError, EngineError
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def sshd(tmp_path_factory):
+    """Port of a running sshd that lets this user in by a key; ``QUANTRIM_SSH`` names its client."""
+    program = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+    if program is None or shutil.which("ssh") is None:
+        pytest.skip("OpenSSH's server is not installed (Debian: apt-get install openssh-server)")
+    if os.geteuid() == 0:  # as the service's own start does
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    folder = tmp_path_factory.mktemp("sshd")
+    for key in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
+    port = free_port()
+    (folder / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile none\nUsePAM no\n"
+        f"AuthorizedKeysFile {folder}/user.pub\nStrictModes no\nPasswordAuthentication no\n"
+        f"PermitRootLogin prohibit-password\nSetEnv PYTHONPATH={ROOT} OMP_NUM_THREADS=1\n"
+    )
+    public = (folder / "host.pub").read_text()
+    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {public}")
+    (folder / "config").write_text(
+        f"Host *\n  HostName 127.0.0.1\n  User {getpass.getuser()}\n  IdentityFile {folder}/user\n"
+        f"  IdentitiesOnly yes\n  UserKnownHostsFile {folder}/known_hosts\n"
+    )
+    log = (folder / "log").open("w")
+    server = subprocess.Popen([program, "-D", "-e", "-f", folder / "sshd_config"], stderr=log)
+    until = time.monotonic() + 10
+    while socket.socket().connect_ex(("127.0.0.1", port)):
+        if server.poll() is not None or time.monotonic() > until:
+            pytest.skip(f"sshd does not start: {(folder / 'log').read_text().strip()}")
+        time.sleep(0.05)
+    yield port, f"ssh -F {folder}/config"
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture
+def port(sshd, monkeypatch):
+    monkeypatch.setenv("QUANTRIM_SSH", sshd[1])
+    return sshd[0]
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Makes an executable script that stands for a program on the host."""
+
+    def make(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def quantrim(program):
+    return program("quantrim", f'exec {sys.executable} -m quantrim "$@"')
+
+
+def call(*words):
+    return CliRunner().invoke(app, [*map(str, words)])
+
+
+def shape_of(value):
+    """A value of JSON with its keys alone."""
+    if isinstance(value, dict):
+        return {key: shape_of(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [shape_of(one) for one in value[:1]]
+    return type(value).__name__
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("ssh://board", Host("ssh://board", "board", None, "quantrim")),
+        ("ssh://pi@10.0.0.7:2222", Host("ssh://pi@10.0.0.7:2222", "pi@10.0.0.7", 2222, "quantrim")),
+        ("ssh://b/opt/quantrim", Host("ssh://b/opt/quantrim", "b", None, "/opt/quantrim")),
+        ("ssh://u@[::1]:22/x", Host("ssh://u@[::1]:22/x", "u@::1", 22, "/x")),
+    ],
+)
+def test_addresses(text, host):
+    assert host_named(text) == host
+    assert [one.address for one in device_named(f"{text},ssh://other")] == [text, "ssh://other"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["board", "ssh://", "http://board", "ssh://-oProxyCommand=x", "ssh://-l@board", "ssh://b:99999",
+     "ssh://u:secret@board", "ssh://a b", "ssh://board?x=1", ""],
+)  # fmt: skip
+def test_what_is_no_address_is_refused_before_ssh_sees_it(text):
+    with pytest.raises(ConfigError, match="ssh://"):
+        device_named(text)
+
+
+def test_bench_there_says_what_bench_here_says(port, quantrim, residual_onnx, tmp_path):
+    """The JSON has the same keys, and in one sitting the same machine gives medians of one size."""
+    common = (
+        "bench",
+        residual_onnx,
+        "--warmup",
+        5,
+        "--repeat",
+        40,
+        "--engine",
+        "openvino",
+        "--engine",
+        "onnxruntime",
+    )
+    here, there = tmp_path / "here.json", tmp_path / "there.json"
+    assert call(*common, "--json", here).exit_code == 0
+    done = call(*common, "--on", f"ssh://board:{port}{quantrim}", "--json", there)
+    assert done.exit_code == 0, done.output
+    rows, expected = json.loads(there.read_text()), json.loads(here.read_text())
+    assert [row.pop("host") for row in rows] == [f"ssh://board:{port}{quantrim}"] * 2
+    assert shape_of(rows) == shape_of(expected)
+    for row, same in zip(rows, expected, strict=True):
+        assert [row[key] for key in ("model", "engine", "threads")] == [
+            same[key] for key in ("model", "engine", "threads")
+        ]
+        assert row["machine"] == same["machine"]
+        assert 0.2 < row["latency_ms"]["median"] / same["latency_ms"]["median"] < 5
+    assert "openvino 20" in done.output, "versions and processor are told"
+    assert rows[0]["machine"]["processor"] in done.output
+
+
+def test_inspect_sends_float_model_data_and_deploy(port, quantrim, residual_onnx, images, tmp_path):
+    made = tmp_path / "m"
+    made.mkdir()
+    np.save(tmp_path / "images.npy", images)
+    quantized = made / "q.onnx"
+    words = ("ptq", residual_onnx, "--data", tmp_path / "images.npy", "-o", quantized, "--accept", "any")
+    assert call(*words, "--engine", "openvino").exit_code == 0
+    (made / "deploy.yaml").write_text("Deploy: {task: classification, transforms: []}\n")
+    common = (
+        "inspect",
+        quantized,
+        "--against",
+        residual_onnx,
+        "--data",
+        tmp_path / "images.npy",
+        "--samples",
+        24,
+    )
+    here, there = tmp_path / "here.json", tmp_path / "there.json"
+    first = call(*common, "--json", here)
+    second = call(*common, "--on", f"ssh://board:{port}{quantrim}", "--json", there)
+    assert second.exit_code == first.exit_code, second.output
+    value, expected = json.loads(there.read_text()), json.loads(here.read_text())
+    assert value.pop("host").startswith("ssh://board")
+    for one in (value, expected):
+        for run in one["executed"]:
+            run.pop("time_ms")
+    expected["judgement"]["how"] = expected["judgement"]["how"].replace(str(made), "M")
+    value["judgement"]["how"] = value["judgement"]["how"].replace(str(made), "M")
+    assert value["verdict"] == expected["verdict"]
+    assert value["judgement"]["scores"] == expected["judgement"]["scores"]
+    assert value["model"] == str(quantized)
+    assert shape_of(value) == shape_of(expected)
+
+
+def test_compress_brings_the_file_back(port, quantrim, residual_onnx, images, tmp_path):
+    np.save(tmp_path / "images.npy", images)
+    output = tmp_path / "best.onnx"
+    words = ("compress", residual_onnx, "--data", tmp_path / "images.npy", "--samples", 8, "--images", 16)
+    done = call(*words, "-o", output, "--max-drop", 100, "--on", f"ssh://board:{port}{quantrim}",
+                "--json", tmp_path / "c.json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    value = json.loads((tmp_path / "c.json").read_text())
+    assert value["output"] == str(output)
+    onnx.checker.check_model(onnx.load(output))
+
+
+def test_several_machines_at_once_and_one_that_is_dead(port, quantrim, residual_onnx, tmp_path):
+    common = ("bench", residual_onnx, "--warmup", 1, "--repeat", 3, "--json", tmp_path / "rows.json")
+    alive, dead = f"ssh://board:{port}{quantrim}", f"ssh://board:{free_port()}{quantrim}"
+    done = call(*common, "--on", alive, "--on", alive.replace("board", "twin"), "--on", dead)
+    assert isinstance(done.exception, EngineError)
+    assert dead in str(done.exception)
+    assert "refused" in str(done.exception)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["host"] for row in rows] == [alive, alive.replace("board", "twin")]
+
+
+def test_work_of_a_host_that_dies_goes_to_the_next(port, program, quantrim, residual_onnx, tmp_path):
+    """One host is not there, one cuts the connection in the middle; the third one does the work."""
+    dying = program("dying", "sleep 0.2; kill -9 $(ps -o ppid= -p $PPID)")
+    hosts = [f"ssh://gone:{free_port()}", f"ssh://dying:{port}{dying}", f"ssh://board:{port}{quantrim}"]
+    common = ("bench", residual_onnx, "--warmup", 1, "--repeat", 3, "--json", tmp_path / "rows.json")
+    done = call(*common, "--on", ",".join(hosts))
+    assert done.exit_code == 0, done.output
+    assert [row["host"] for row in json.loads((tmp_path / "rows.json").read_text())] == [hosts[2]]
+    assert done.stderr.count("The next host takes over.") == 2
+
+
+def test_a_host_without_the_program_or_with_a_talking_login_is_named(port, program, residual_onnx):
+    with pytest.raises(HostLostError, match="no program '/nowhere/quantrim' there"):
+        run_on(host_named(f"ssh://board:{port}/nowhere/quantrim"), Job((("bench",),), {}, {}, {}))
+    silent = program("silent", "echo stays; exit 0")
+    with pytest.raises(EngineError, match="stays"):
+        run_on(host_named(f"ssh://board:{port}{silent}"), Job((("bench",),), {}, {}, {}))
+
+
+def test_refusals_of_the_verb_come_back_in_its_words(port, quantrim, tmp_path):
+    (tmp_path / "damaged.onnx").write_bytes(b"damaged")
+    done = call("bench", tmp_path / "damaged.onnx", "--on", f"ssh://board:{port}{quantrim},ssh://other")
+    assert "not an ONNX file" in str(done.exception)
+    assert str(tmp_path / "damaged.onnx") in str(done.exception), "by its name here"
+
+
+def test_the_folder_on_the_host_is_gone_afterwards(port, program, tmp_path):
+    told = program("told", f"pwd > {tmp_path}/where; ls -R . > {tmp_path}/what; printf 1 > out/0.json")
+    (tmp_path / "sent").write_text("x")
+    job = Job((("bench",),), {"in/0/sent": tmp_path / "sent"}, {}, {})
+    assert run_on(host_named(f"ssh://board:{port}{told}"), job).values == (1,)
+    assert "sent" in (tmp_path / "what").read_text()
+    assert not Path((tmp_path / "where").read_text().strip()).exists()
+
+
+def test_only_the_images_that_the_verb_takes_are_sent(residual_onnx, tmp_path):
+    from PIL import Image
+
+    from quantrim.devices.staging import data_files, names_on_host
+
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for index in range(9):
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a" / f"{index}.png")
+    sent = data_files(tmp_path / "images", 3)
+    assert [file.name for file in sent] == ["0.png", "3.png", "6.png"]
+    assert list(names_on_host(sent, tmp_path / "images", "in/0")) == [f"in/0/a/{n}.png" for n in (0, 3, 6)]
+    (tmp_path / "list.txt").write_text("images/a/0.png 1\n")
+    assert [file.name for file in data_files(tmp_path / "list.txt", 3)] == ["list.txt", "0.png"]
+    with pytest.raises(DataError, match="outside"):
+        names_on_host([residual_onnx], tmp_path, "in/0")
+    with pytest.raises(ConfigError, match="data set can't be sent"):
+        data_files(tmp_path / "config.yml", None)
+
+
+def test_external_weights_travel_with_the_model(port, quantrim, residual_onnx, tmp_path):
+    big, weights = tmp_path / "big.onnx", tmp_path / "big.weights"
+    model = onnx.load(residual_onnx)
+    onnx.save(model, big, save_as_external_data=True, location=weights.name, size_threshold=0)
+    assert weights.stat().st_size > 1000
+    done = call("bench", big, "--repeat", 2, "--on", f"ssh://board:{port}{quantrim}")
+    assert done.exit_code == 0, (done.output, done.exception)
