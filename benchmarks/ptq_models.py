@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from zoo import CLASSIFIERS, OTHERS, SIZES, model_file
+from zoo import CLASSIFIERS, DETECTORS, OTHERS, SIZES, model_file
 
 from quantrim.engines.machine import describe_machine
 from quantrim.post_training import ptq
@@ -20,7 +20,8 @@ from quantrim.post_training import ptq
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="*", default=[*CLASSIFIERS, *OTHERS], choices=[*CLASSIFIERS, *OTHERS])
+    known = [*CLASSIFIERS, *OTHERS, *DETECTORS]
+    parser.add_argument("--models", nargs="*", default=known, choices=known, metavar="MODEL")
     parser.add_argument("--targets", nargs="*", default=["openvino", "onnxruntime"])
     parser.add_argument("--samples", type=int, default=8)
     arguments = parser.parse_args()

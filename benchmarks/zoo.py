@@ -59,6 +59,12 @@ class _SsdBody(nn.Module):
         return heads["bbox_regression"], heads["cls_logits"]
 
 
+def _yolox() -> nn.Module:
+    from quantrim.vision.models import MODELS
+
+    return MODELS["YOLOXNano"](num_classes=80)
+
+
 CLASSIFIERS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet_v1": _timm("mobilenetv1_100"),
     "mobilenet_v2": _torchvision("mobilenet_v2"),
@@ -78,10 +84,14 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "convnext_tiny": _torchvision("convnext_tiny"),
     "vit_b_16": _torchvision("vit_b_16"),
     "swin_t": _torchvision("swin_t"),
+    "mobilenetv4_conv_small": _timm("mobilenetv4_conv_small"),
+    "mobileone_s0": _timm("mobileone_s0"),
+    "mobilevit_s": _timm("mobilevit_s"),
     "deeplabv3_resnet50": _MainOutput,
-    "ssdlite320": _SsdBody,
 }
-SIZES = {"deeplabv3_resnet50": 256, "ssdlite320": 320}
+#: Bodies of detectors; what selects boxes runs outside the engine.
+DETECTORS: dict[str, Callable[[], nn.Module]] = {"ssdlite320": _SsdBody, "yolox_nano": _yolox}
+SIZES = {"deeplabv3_resnet50": 256, "ssdlite320": 320, "yolox_nano": 416, "mobilevit_s": 256}
 
 
 def model_file(name: str) -> Path:
@@ -89,7 +99,7 @@ def model_file(name: str) -> Path:
     path = FOLDER / f"{name}.onnx"
     if not path.exists():
         torch.manual_seed(0)
-        module = (CLASSIFIERS | OTHERS)[name]()
+        module = (CLASSIFIERS | OTHERS | DETECTORS)[name]()
         size = SIZES.get(name, 224)
         images = torch.randn(4, 3, size, size)
         settle_batch_norm(module, images)

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
 #: Tried in this order while whole INT8 loses too much; none of them costs latency.
 RECIPES = (Variant("mse"), Variant("hist"), Variant("kl"), Variant("mse", ("equalize", "bias")))
-#: Profiles of a file; the median of a layer's times counts.
-_PROFILES = 3
+#: Runs whose mean says what a layer takes.
+_PROFILED_RUNS = 5
 #: A layer got slower when INT8 costs it more than this share of the whole float model's time.
 _SLOWER = 0.002
 #: Candidates that race against FP32; the others were slower when they were timed alone.
@@ -210,9 +210,9 @@ class _Engine:
     threads: int
     kept: Sequence[Mapping[str, np.ndarray]]
 
-    def profiles(self, path: Path) -> list[tuple[LayerRun, ...]]:
+    def profile(self, path: Path) -> tuple[LayerRun, ...]:
         session = open_session(path, self.name, threads=self.threads)
-        return [session.layers(self.feed(session)) for _ in range(_PROFILES)]
+        return session.layers(self.feed(session), _PROFILED_RUNS)
 
     def feed(self, session: Session) -> dict[str, np.ndarray]:
         """One sample, or a batch where the model's is fixed; by the names of the session's inputs."""
@@ -351,9 +351,8 @@ class _Search:
         """Milliseconds that INT8 saves on each layer, and those of the whole float model, as profiles tell."""
         normalized = self.folder / "normalized.onnx"  # its nodes bear the names of the INT8 file's
         save_model(variants.model, normalized)
-        before, after = self.engine.profiles(normalized), self.engine.profiles(int8)
-        whole = float(np.median([sum(run.time_ms or 0.0 for run in runs) for runs in before]))
-        return variants.gains(before, after), whole
+        before, after = self.engine.profile(normalized), self.engine.profile(int8)
+        return variants.gains(before, after), sum(run.time_ms or 0.0 for run in before)
 
     def _without_slow(
         self, files: _Files, recipe: Variant, gains: Mapping[str, float], whole_ms: float

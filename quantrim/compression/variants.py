@@ -102,14 +102,12 @@ class Variants:
         feeds, expected = self.kept[:_RANKING_BATCHES], self._expected
         return noise(one.model, one.plan, one.activations, one.weights, feeds, expected)
 
-    def gains(
-        self, float_profiles: Sequence[Sequence[LayerRun]], int8_profiles: Sequence[Sequence[LayerRun]]
-    ) -> dict[str, float]:
+    def gains(self, float_profile: Sequence[LayerRun], int8_profile: Sequence[LayerRun]) -> dict[str, float]:
         """Milliseconds that INT8 saves on each layer, by the engine's profiles of the float and the INT8 file.
 
         Below zero where the layer got slower; layers that the engine gives no time for are left out.
         """
-        before, after = (layer_times(self.graph, self.layers, one) for one in (float_profiles, int8_profiles))
+        before, after = (layer_times(self.graph, self.layers, one) for one in (float_profile, int8_profile))
         return {
             layer: before[layer] - after[layer] for layer in self.layers if layer in before and layer in after
         }

@@ -48,8 +48,8 @@ class Session(Protocol):
         """Outputs by name. Raises EngineError when the engine refuses the input."""
         ...
 
-    def layers(self, feed: Mapping[str, np.ndarray]) -> tuple[LayerRun, ...]:
-        """How each layer is executed; runs the model once with profiling where the engine needs that."""
+    def layers(self, feed: Mapping[str, np.ndarray], runs: int = 1) -> tuple[LayerRun, ...]:
+        """How each layer is executed; its time is the mean of so many profiled runs behind a warm-up."""
         ...
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import onnx
@@ -76,15 +78,15 @@ class OnnxRuntimeSession:
         except Exception as error:  # as above
             raise EngineError(f"{self.path}: ONNX Runtime refused the input: {first_line(error)}") from error
 
-    def layers(self, feed: Mapping[str, np.ndarray]) -> tuple[LayerRun, ...]:
-        """Nodes of the optimised graph, with kernel times of the second of two profiled runs."""
+    def layers(self, feed: Mapping[str, np.ndarray], runs: int = 1) -> tuple[LayerRun, ...]:
+        """Nodes of the optimised graph, with mean kernel times of the profiled runs behind the first."""
         with scratch_folder() as folder:
             options = self._options()
             options.optimized_model_filepath = str(folder / "optimized.onnx")
             options.enable_profiling = True
             options.profile_file_prefix = str(folder / "profile")
             session = self._open(options)
-            for _ in range(2):
+            for _ in range(1 + runs):
                 session.run(self._names, dict(feed))
             times = _kernel_times(Path(session.end_profiling()))
             graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
@@ -92,13 +94,13 @@ class OnnxRuntimeSession:
 
 
 def _kernel_times(profile: Path) -> dict[str, float]:
-    """Milliseconds by node name; the last run wins."""
+    """Milliseconds by node name, the mean of all runs but the first."""
     suffix = "_kernel_time"
-    return {
-        event["name"][: -len(suffix)]: event["dur"] / 1e3
-        for event in json.loads(profile.read_text())
-        if event.get("cat") == "Node" and event["name"].endswith(suffix)
-    }
+    times = defaultdict(list)
+    for event in json.loads(profile.read_text()):
+        if event.get("cat") == "Node" and event["name"].endswith(suffix):
+            times[event["name"][: -len(suffix)]].append(event["dur"] / 1e3)
+    return {name: mean(found[1:] or found) for name, found in times.items()}
 
 
 def _layer(node: onnx.NodeProto, times: Mapping[str, float]) -> LayerRun:

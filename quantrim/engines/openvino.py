@@ -86,18 +86,18 @@ class OpenVinoSession:
         runs = (_layer(operation, {}) for operation in operations)
         return frozenset(run.precision for run in runs if run.kind not in _NO_WORK)
 
-    def layers(self, feed: Mapping[str, np.ndarray]) -> tuple[LayerRun, ...]:
-        """Layers of the runtime model, with times measured in one profiled run after a warm-up."""
+    def layers(self, feed: Mapping[str, np.ndarray], runs: int = 1) -> tuple[LayerRun, ...]:
+        """Layers of the runtime model, with the mean time of the profiled runs, OpenVINO's own account."""
         profiled = OpenVinoSession(self.path, threads=self.threads, precision=self.precision, profiling=True)
-        for _ in range(2):
+        for _ in range(1 + runs):
             profiled.run(feed)
         times = {
             entry.node_name: entry.real_time.total_seconds() * 1e3
             for entry in profiled._request.get_profiling_info()
         }
         operations = profiled.compiled.get_runtime_model().get_ordered_ops()
-        runs = (_layer(operation, times) for operation in operations)
-        return tuple(run for run in runs if run.kind not in _NO_WORK)
+        found = (_layer(operation, times) for operation in operations)
+        return tuple(run for run in found if run.kind not in _NO_WORK)
 
 
 def _asked_precision(model: ov.Model) -> Precision:

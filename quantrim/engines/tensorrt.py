@@ -97,8 +97,8 @@ class TensorRtSession:
         stream.synchronize()
         return {port.name: tensors[port.name].cpu().numpy() for port in self.outputs}
 
-    def layers(self, feed: Mapping[str, np.ndarray]) -> tuple[LayerRun, ...]:
-        """Layers as the engine inspector describes them."""
+    def layers(self, feed: Mapping[str, np.ndarray], runs: int = 1) -> tuple[LayerRun, ...]:
+        """Layers as the engine inspector describes them; nothing is run."""
         inspector = self._engine.create_engine_inspector()
         text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
         return tuple(layer_run(layer) for layer in json.loads(text)["Layers"])

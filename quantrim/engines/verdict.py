@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
 from quantrim.engines import EngineName, LayerRun
@@ -146,25 +145,17 @@ def run_of(graph: Graph, node: Node, by_name: Mapping[str, LayerRun]) -> LayerRu
     return next((by_name[name] for name in candidates if name in by_name), None)
 
 
-def layer_times(
-    graph: Graph, layers: Iterable[str], profiles: Sequence[Sequence[LayerRun]]
-) -> dict[str, float]:
-    """Median milliseconds of layers with what is fused into them, where the engine gives a time.
+def layer_times(graph: Graph, layers: Iterable[str], profile: Sequence[LayerRun]) -> dict[str, float]:
+    """Milliseconds of layers with what is fused into them, where the engine gives a time.
 
     Args:
         graph: view of the model that was run.
         layers: names of its nodes.
-        profiles: the engine's accounts of one or more runs.
+        profile: the engine's account.
     """
-    times: dict[str, list[float]] = {}
-    names = tuple(layers)
-    for runs in profiles:
-        by_name = {name: run for run in runs for name in run.nodes}
-        for layer in names:
-            run = run_of(graph, graph.by_name[layer], by_name)
-            if run is not None and run.time_ms is not None:
-                times.setdefault(layer, []).append(run.time_ms)
-    return {layer: float(median(found)) for layer, found in times.items()}
+    by_name = {name: run for run in profile for name in run.nodes}
+    found = {layer: run_of(graph, graph.by_name[layer], by_name) for layer in layers}
+    return {layer: run.time_ms for layer, run in found.items() if run is not None and run.time_ms is not None}
 
 
 def _reason(run: LayerRun | None, engine: EngineName, *, of_activations: bool) -> str:

@@ -258,7 +258,7 @@ class _Maker:
         tuned = self._tuned(normalized, source.kept, config) if config.tune_seconds > 0 else None
         form = tuned or Choice(normalized, Tuned(normalized))
         staged = Path(tempfile.mkdtemp(dir=self.folder)) / self.output.name
-        made = _write(form, counted, source.kept, config, staged)
+        made = write_form(form, counted, source.kept, config, staged)
         seconds = time.perf_counter() - start
 
         def again(other: PtqConfig) -> Quantized:
@@ -291,7 +291,9 @@ class _Maker:
         return choose_form(model, kept, config, self.folder, memory=self.memory, on_trial=self.on_trial)
 
 
-def _write(form: Choice, feeds: Iterable[Feed], kept: Sequence[Feed], config: PtqConfig, output: Path) -> Made:
+def write_form(
+    form: Choice, feeds: Iterable[Feed], kept: Sequence[Feed], config: PtqConfig, output: Path
+) -> Made:
     """Calibrate and write the INT8 file; the float file where that was fastest."""
     if not form.int8:
         graph = graph_from_onnx(form.model, kept[0])

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from quantrim.engines import EngineName, Precision, open_session
+from quantrim.engines import EngineName, Precision
 from quantrim.engines.verdict import layer_times
 from quantrim.graph import graph_from_onnx
 from quantrim.graph.ops import PRODUCT_OPS
@@ -28,8 +28,8 @@ from quantrim.rewrites.contest import Contest, Entrant
 from quantrim.rewrites.files import engines_have_bf16
 from quantrim.rewrites.tuner import digest, one_sample
 
-#: Profiles of a file; the median of a layer's times counts.
-_PROFILES = 3
+#: Runs whose mean says what a layer takes.
+_PROFILED_RUNS = 5
 #: A layer got slower when INT8 costs it more than this share of the whole float model's time.
 _SLOWER = 0.002
 
@@ -113,10 +113,13 @@ class _Precisions:
 
     def choose(self, original: ir.Model) -> Choice:
         """Race everything, fastest first where that can be told."""
-        champion = self._entrant("INT8", self.drafts.write(self.tuned.model))
-        for challenger in self._challengers(champion):
+        champion = whole = self._entrant("INT8", self.drafts.write(self.tuned.model))
+        for challenger in self._challengers(whole):
             if self.contest.beats(challenger, champion):
                 champion = challenger
+        mixed = self._without_slow(whole, champion.precision)
+        if mixed is not None and self.contest.beats(mixed, champion):
+            champion = mixed
         return Choice(
             model=self.tuned.model,
             rewrites=self.tuned,
@@ -135,33 +138,31 @@ class _Precisions:
         return entrant
 
     def _challengers(self, whole: Entrant) -> Iterator[Entrant]:
-        has_bf16 = engines_have_bf16(self.contest.engines)
-        precisions: list[Precision] = ["f32", "bf16"] if has_bf16 else ["f32"]
-        if has_bf16:
+        if engines_have_bf16(self.contest.engines):
             yield self._entrant("INT8 and BF16", whole.path, "bf16")
             yield self._entrant("BF16", self.float_file, "bf16")
         yield self._entrant("FP32", self.float_file)
-        for precision in reversed(precisions):
-            slow = self._made_slower(whole, precision)
-            if slow:
-                path = self.drafts.write(self.tuned.model, sorted(slow))
-                word = {"f32": "FP32", "bf16": "BF16"}[precision]
-                yield self._entrant(f"INT8 but for {len(slow)} layers in {word}", path, precision, slow)
+
+    def _without_slow(self, whole: Entrant, precision: Precision) -> Entrant | None:
+        """INT8 without the layers that are slower in it than in the float type that won; None for none."""
+        slow = self._made_slower(whole, precision)
+        if not slow:
+            return None
+        path = self.drafts.write(self.tuned.model, sorted(slow))
+        word = {"f32": "FP32", "bf16": "BF16"}[precision]
+        return self._entrant(f"INT8 but for {len(slow)} layers in {word}", path, precision, slow)
 
     def _made_slower(self, whole: Entrant, precision: Precision) -> frozenset[str]:
         """Layers that an engine's profile shows slower in INT8 than in a float type."""
-        engine, threads = self.contest.engines[0], self.config.threads
+        engine = self.contest.engines[0]
         graph = graph_from_onnx(self.tuned.model, self.contest.feed)
         plan = place(graph, self.config.rules, self.config.selection)
         layers = [node.name for node in graph.nodes if node.name in plan.int8_nodes and node.op in PRODUCT_OPS]
         before, after = (
-            [session.layers(self.contest.feed) for _ in range(_PROFILES)]
-            for session in (
-                open_session(self.float_file, engine, threads=threads, precision=precision),
-                open_session(whole.path, engine, threads=threads, precision=precision),
-            )
+            self.contest.session(engine, path, precision).layers(self.contest.feed, _PROFILED_RUNS)
+            for path in (self.float_file, whole.path)
         )
-        least = _SLOWER * sum(run.time_ms or 0.0 for run in before[-1])
+        least = _SLOWER * sum(run.time_ms or 0.0 for run in before)
         floats, codes = layer_times(graph, layers, before), layer_times(graph, layers, after)
         slow = [one for one in layers if one in floats and one in codes and codes[one] > floats[one] + least]
         return frozenset(slow) if len(slow) < len(layers) else frozenset()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from quantrim.engines import EngineName, Precision, open_session
+from quantrim.engines import EngineName, Precision, Session, open_session
 from quantrim.rewrites.duel import Duel, duel
 from quantrim.rewrites.memory import Memory, scope_of
+
+#: Files that stay loaded.
+_MOST_OPEN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,9 @@ class Contest:
     memory: Memory
     subject: str
     seconds: float = 4.0
+    _open: dict[tuple[EngineName, Path, Precision], Session] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def beats(self, challenger: Entrant, champion: Entrant) -> bool:
         """Whether a challenger is faster beyond noise on one engine, and slower on none."""
@@ -65,9 +71,19 @@ class Contest:
         answer = self.memory.recall(scope, key)
         if answer is None:
             one, two = (
-                open_session(entrant.path, engine, threads=self.threads, precision=precision)
+                self.session(engine, entrant.path, precision)
                 for entrant, precision in zip((champion, challenger), precisions, strict=True)
             )
             answer = duel(one, two, self.feed, seconds=self.seconds)
             self.memory.learn(scope, key, answer)
         return answer
+
+    def session(self, engine: EngineName, path: Path, precision: Precision = "f32") -> Session:
+        """A file on an engine; the last few are kept, since loading takes longer than a race."""
+        key = engine, path, precision
+        kept = self._open.pop(key, None)
+        kept = kept or open_session(path, engine, threads=self.threads, precision=precision)
+        while len(self._open) >= _MOST_OPEN:
+            del self._open[next(iter(self._open))]
+        self._open[key] = kept
+        return kept

@@ -16,6 +16,8 @@ from quantrim.engines import Session
 
 #: Pairs of runs at least and at most; between them a clear answer ends the race.
 _FEWEST, _MOST = 17, 97
+#: A pair that takes so many seconds is noisy by a small share of itself: fewer of them answer as well.
+_LONG, _FEWEST_LONG = 0.1, 5
 _RESAMPLES = 500
 #: A candidate wins when even the upper end of the interval is below, and loses when the lower end is above: two
 #: sessions of one file, whose memory lies differently, have been seen 2 % apart.
@@ -77,19 +79,20 @@ def duel(
     runs = ((champion, feed), (candidate, other))
     generator = np.random.default_rng(0)
     clock = clock_for(champion.threads)
-    end = time.perf_counter() + seconds
+    begun = time.perf_counter()
     for session, given in runs * 2:
         session.run(given)
+    long = time.perf_counter() - begun > 2 * _LONG
+    fewest, step = (_FEWEST_LONG, 2) if long else (_FEWEST, 16)
     pairs: list[tuple[float, float]] = []
-    answer = None
-    while len(pairs) < _MOST and (len(pairs) < _FEWEST or time.perf_counter() < end):
+    while len(pairs) < _MOST and (len(pairs) < fewest or time.perf_counter() < begun + seconds):
         times = [0.0, 0.0]
         for index in generator.permutation(2):
             start = clock()
             runs[index][0].run(runs[index][1])
             times[index] = (clock() - start) * 1e3
         pairs.append((times[0], times[1]))
-        if len(pairs) >= _FEWEST and len(pairs) % 16 == 1:
+        if len(pairs) >= fewest and len(pairs) % step == 1:
             answer = judged(np.array(pairs))
             if answer.clear:
                 return answer
