@@ -227,7 +227,7 @@ def show(console: Console, result: CompressResult) -> None:
             f"{one.name} *" if one.name == result.chosen else one.name,
             f"{one.points:.2f}",
             f"{one.drop:.2f}",
-            f"{times.median:.2f}" if times else "drop too large",
+            f"{times.median:.2f}" if times else "-",
             f"{first.median / times.median:.2f}x" if times and first else "-",
             f"{one.size_mb:.2f}",
         )

@@ -53,6 +53,8 @@ RECIPES = (Variant("mse"), Variant("hist"), Variant("kl"), Variant("mse", ("equa
 _PROFILED_RUNS = 5
 #: A layer got slower when INT8 costs it more than this share of the whole float model's time.
 _SLOWER = 0.002
+#: Candidates beyond the drop that are timed, those that lose least.
+_BEYOND = 8
 #: Candidates that race against FP32; the others were slower when they were timed alone.
 _RACERS = 4
 #: Medians that differ by less are equal, and accuracy decides.
@@ -386,11 +388,13 @@ class _Search:
 
         With ``pick_ms`` all take part, and the most accurate one that is as fast is chosen.
 
-        Each is timed alone; the fastest few then race against FP32, in turns. Of those that are equally fast
-        the most accurate one is chosen.
+        Each is timed alone, those beyond the drop too, for the front; the fastest few within it then race
+        against FP32, in turns. Of those that are equally fast the most accurate one is chosen.
         """
         let_in = [entry for entry in self.entries if self._within(entry) or pick_ms is not None]
-        times = {id(entry): latency(self._timed([entry], _FEWEST)[0]) for entry in let_in}
+        beyond = [entry for entry in self.entries if entry not in let_in]
+        beyond = sorted(beyond, key=lambda entry: entry.candidate.drop)[:_BEYOND]
+        times = {id(entry): latency(self._timed([entry], _FEWEST)[0]) for entry in (*let_in, *beyond)}
         others = sorted(let_in[1:], key=lambda entry: times[id(entry)].median)[:_RACERS]
         racers = [let_in[0], *others]
         once = sum(times[id(entry)].median for entry in racers) / 1e3

@@ -24,7 +24,7 @@ class Candidate:
         drop: points below FP32 on the same engine; below zero where it is better.
         size_mb: of the file.
         float_layers: linear layers that a search kept float.
-        latency_ms: of the race at the end; None for a file that was not let in.
+        latency_ms: at the end, in the race or alone; None for a file too far beyond the drop to be timed.
     """
 
     name: str

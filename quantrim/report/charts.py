@@ -131,6 +131,70 @@ def _path(line: Line, left: float, width: float, low: float, span: float) -> Mar
     return Markup('<polyline points="{}" class="line {}"{}/>').format(points, line.kind, dashes)
 
 
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A point of a field.
+
+    Attributes:
+        x: to the right.
+        y: up.
+        kind: CSS class of its colour: "fp32", "bf16", "int8".
+        title: shown when it is pointed at.
+        label: written beside it; empty for none, and the dot is pale.
+    """
+
+    x: float
+    y: float
+    kind: str
+    title: str
+    label: str = ""
+
+
+def field(dots: Sequence[Dot], x_label: str, *, floor: float, digits: int = 2) -> Markup:
+    """Dots in a plane, with a stair through the labelled ones, and a dashed line at a height.
+
+    Args:
+        dots: at least one; the labelled ones, from left to right, rise.
+        x_label: what the x axis counts; it starts at zero.
+        floor: height of the dashed line.
+        digits: of the numbers at the axes.
+    """
+    right = 1.05 * max(dot.x for dot in dots)
+    low, high = min(floor, *(dot.y for dot in dots)), max(floor, *(dot.y for dot in dots))
+    span = 1.1 * (high - low) or 1.0
+    bottom = low - span / 22
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return _SIDE * x / right, _SIDE - _SIDE * (y - bottom) / span
+
+    front = sorted((dot for dot in dots if dot.label), key=lambda dot: dot.x)
+    stair = [
+        place(dot.x, y) for last, dot in zip([front[0], *front], front, strict=False) for y in (last.y, dot.y)
+    ]
+    stair.append((_SIDE, stair[-1][1]))
+    shapes = [
+        Markup('<polyline points="{}" class="line int8"/>').format(
+            " ".join(f"{x:.1f},{y:.1f}" for x, y in stair)
+        ),
+        Markup('<line x1="0" x2="1000" y1="{0:.1f}" y2="{0:.1f}" class="mark" stroke-dasharray="5 4"/>').format(
+            place(0.0, floor)[1]
+        ),
+    ]
+    dot_shape = Markup(
+        '<line x1="{0:.1f}" x2="{0:.1f}" y1="{1:.1f}" y2="{1:.1f}" class="dot {2}"><title>{3}</title></line>'
+    )
+    names = []
+    for dot in dots:
+        x, y = place(dot.x, dot.y)
+        shapes.append(dot_shape.format(x, y, dot.kind if dot.label else f"{dot.kind} pale", dot.title))
+        if dot.label:
+            at = '<span class="at" style="left:{:.1f}%;top:{:.1f}%">{}</span>'
+            names.append(Markup(at).format(x / 10, y / 10, dot.label))
+    top = bottom + span
+    ticks = [f"{value:.{digits}f}" for value in (top, (top + bottom) / 2, bottom)]
+    return _plot(Markup("").join(shapes), ticks, ["0", x_label, f"{right:.{digits}f}"], Markup("").join(names))
+
+
 def curve(points: Sequence[tuple[float, float]], top: float, mark: float | None = None) -> Markup:
     """A small curve over shares 0..1 with square-root heights.
 
@@ -171,8 +235,10 @@ def histogram(edges: Sequence[float], counts: Sequence[float], low: float, high:
     return Markup("").join(parts) + Markup("</svg>")
 
 
-def _plot(shapes: Markup, y_ticks: Sequence[str], x_ticks: Sequence[str]) -> Markup:
-    """Shapes in a frame with grid lines; ticks from top to bottom and from left to right."""
+def _plot(
+    shapes: Markup, y_ticks: Sequence[str], x_ticks: Sequence[str], names: Markup | None = None
+) -> Markup:
+    """Shapes in a frame with grid lines; ticks from top to bottom and from left to right; names over them."""
     grid = Markup("").join(
         Markup('<line x1="0" x2="1000" y1="{0:.1f}" y2="{0:.1f}" class="grid"/>').format(
             _SIDE * index / (len(y_ticks) - 1)
@@ -184,9 +250,9 @@ def _plot(shapes: Markup, y_ticks: Sequence[str], x_ticks: Sequence[str]) -> Mar
         for ticks in (y_ticks, x_ticks)
     )
     return Markup(
-        '<div class="plot"><div class="y">{}</div><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" '
-        'role="img">{}{}</svg><div class="x">{}</div></div>'
-    ).format(y_axis, grid, shapes, x_axis)
+        '<div class="plot"><div class="y">{}</div><div class="field"><svg viewBox="0 0 1000 1000" '
+        'preserveAspectRatio="none" role="img">{}{}</svg>{}</div><div class="x">{}</div></div>'
+    ).format(y_axis, grid, shapes, names or Markup(), x_axis)
 
 
 def heatmap(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quantrim.report.charts import Bar, bars, columns
+from quantrim.report.charts import Bar, Dot, bars, columns, field
 from quantrim.report.engines import engine_name, engine_sections, fallback_sections, picture_sections
 from quantrim.report.html import Section, View, facts, folded, joined, paragraph, table
 
@@ -17,6 +17,7 @@ def view(result: Mapping[str, Any]) -> View:
     """Sections of a search: the race, every candidate, the layers, the engine's account of the chosen file."""
     sections = [
         _race(result),
+        *_front(result),
         _file(result),
         _candidates(result),
         *_layers(result["layers"], _chosen(result)),
@@ -27,8 +28,45 @@ def view(result: Mapping[str, Any]) -> View:
     return View(result["headline"], tuple(sections))
 
 
-def _race(result: Mapping[str, Any]) -> Section:
+def _front(result: Mapping[str, Any]) -> list[Section]:
+    """Milliseconds against accuracy, and what to pick to get each file that nothing beats in both."""
     timed = [one for one in result["candidates"] if one["latency_ms"]]
+    number = {name: str(index) for index, name in enumerate(result.get("front", ()), 1)}
+    if not number:  # a result of a version that drew none
+        return []
+    metric, least = result["metric"]["name"], result["metric"]["fp32"] - result["max_drop"]
+    dots = [
+        Dot(
+            one["latency_ms"]["median"],
+            one["points"],
+            _kind(one),
+            f"{one['name']}: {one['latency_ms']['median']:.2f} ms, {metric} {one['points']:.2f}",
+            number.get(one["name"], ""),
+        )
+        for one in timed
+    ]
+    by_name = {one["name"]: one for one in timed}
+    rows = [
+        (
+            f"{index}: {name} (chosen)" if name == result["chosen"] else f"{index}: {name}",
+            f"{by_name[name]['latency_ms']['median']:.2f}",
+            f"{by_name[name]['points']:.2f}",
+            f"{by_name[name]['drop']:.2f}",
+            f"{math.ceil(100 * by_name[name]['latency_ms']['median']) / 100:g}ms",
+        )
+        for name, index in number.items()
+    ]
+    note = paragraph(
+        f"Nothing that was tried is both faster and more accurate than the numbered files; the dashed line is "
+        f"what may be lost, {result['max_drop']:g} points."
+    )
+    heads = ("candidate", "ms", metric, "drop", "pick")
+    body = joined(field(dots, "ms", floor=least), table(heads, rows), note)
+    return [Section("Milliseconds against accuracy", body, wide=True)]
+
+
+def _race(result: Mapping[str, Any]) -> Section:
+    timed = [one for one in result["candidates"] if one["latency_ms"] and one["within"]]
     timed.sort(key=lambda one: one["latency_ms"]["median"])
     rows = [Bar(one["name"], one["latency_ms"]["median"], _kind(one)) for one in timed]
     note = paragraph(
@@ -73,12 +111,13 @@ def _candidates(result: Mapping[str, Any]) -> Section:
             f"{one['name']} (chosen)" if one["name"] == result["chosen"] else one["name"],
             f"{one['points']:.2f}",
             f"{one['drop']:.2f}",
-            f"{one['latency_ms']['median']:.2f}" if one["latency_ms"] else "drop too large",
+            f"{one['latency_ms']['median']:.2f}" if one["latency_ms"] else "-",
+            "yes" if one["within"] else "no",
             f"{one['size_mb']:.2f}",
         )
         for one in result["candidates"]
     ]
-    heads = ("candidate", result["metric"]["name"], "drop", "ms", "MB")
+    heads = ("candidate", result["metric"]["name"], "drop", "ms", "within", "MB")
     return Section("Every candidate, in the order tried", table(heads, rows), wide=True)
 
 

@@ -136,7 +136,10 @@ def test_the_layer_that_int8_breaks_is_found_and_kept_float(engine, outlier, pic
     assert result.best.drop <= 10
     fastest = min(one.latency_ms.median for one in result.candidates if one.drop <= 10)
     assert result.best.latency_ms.median <= 1.05 * fastest
-    assert all((one.latency_ms is None) == (one.drop > 10) for one in result.candidates)
+    assert sum(one.drop <= 10 for one in result.candidates) == sum(
+        one["within"] and one["latency_ms"] is not None for one in result.to_json()["candidates"]
+    )
+    assert any(one.latency_ms is not None and one.drop > 10 for one in result.candidates)  # for the front
     answers = open_session(output, engine).run({"input": pictures[:8]})["output"]
     expected = open_session(outlier, engine).run({"input": pictures[:8]})["output"]
     assert (answers.argmax(1) == expected.argmax(1)).mean() >= 0.75

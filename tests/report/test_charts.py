@@ -3,7 +3,7 @@ import re
 import pytest
 
 from quantrim.report.advice import recommendation, what_would_help
-from quantrim.report.charts import Bar, Line, bars, columns, curve, histogram, lines, widths
+from quantrim.report.charts import Bar, Dot, Line, bars, columns, curve, field, histogram, lines, widths
 
 
 def test_bars_are_as_long_as_their_values_and_whiskers_begin_where_they_end():
@@ -35,6 +35,25 @@ def test_columns_name_their_layers():
     html = str(columns([("conv<1>", 30.0), ("conv2", 15.0)], "dB"))
     assert "<title>conv&lt;1&gt;: 30.0 dB</title>" in html
     assert [float(v) for v in re.findall(r'height="([\d.]+)" class="int8"', html)] == [1000.0, 500.0]
+
+
+def test_a_stair_goes_through_the_labelled_dots_of_a_field_and_only_there():
+    dots = [Dot(4.0, 90.0, "fp32", "a", "2"), Dot(2.0, 80.0, "int8", "b", "1"), Dot(3.0, 80.0, "bf16", "c")]
+    html = str(field(dots, "ms", floor=85.0))
+    (stair,) = re.findall(r'points="([^"]*)" class="line', html)
+    xs, ys = zip(*(map(float, pair.split(",")) for pair in stair.split()), strict=True)
+    assert list(xs) == pytest.approx([1000 * x / 4.2 for x in (2, 2, 4, 4)] + [1000], abs=0.1)
+    assert ys[0] == ys[1] == ys[2] > ys[3] == ys[4]  # down is up
+    assert re.findall(r'class="dot (\w+( pale)?)"', html) == [
+        ("fp32", ""),
+        ("int8", ""),
+        ("bf16 pale", " pale"),
+    ]
+    assert len(re.findall(r'class="at"', html)) == 2
+
+
+def test_a_field_of_one_dot_is_drawn():
+    assert "nan" not in str(field([Dot(1.0, 0.0, "fp32", "a", "1")], "ms", floor=0.0))
 
 
 def test_a_curve_has_square_root_heights_and_a_mark():

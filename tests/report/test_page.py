@@ -70,6 +70,7 @@ def test_the_page_of_all_results_is_sound_and_stands_alone(page, ptq_value, comp
     assert "a <b>title</b>" in parsed.titles
     assert ptq_value["engines"][0]["headline"] in text
     assert compress_value["headline"] in text
+    assert all(told in text for told in ("Milliseconds against accuracy", "0.8ms"))
     for outside in ("<script src", "http://", "https://", "<link", "@import", "url("):
         assert outside not in text
     expected = ["Accuracy", "Training curve", "OpenVINO", "ONNX Runtime", "The file", "Cost", "Retraining",
