@@ -32,6 +32,7 @@ from quantrim.cli import (
     qat,
     quant,
     report,
+    reproduce,
     serve,
     shipped,
     shrink,
@@ -102,6 +103,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "inspect": inspect.inspect,
     "bench": bench.bench,
     "report": report.report,
+    "reproduce": reproduce.reproduce,
     "serve": serve.serve,
     "doctor": doctor.doctor,
 }

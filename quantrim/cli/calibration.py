@@ -36,19 +36,20 @@ def is_config(data: Path) -> bool:
     return data.suffix in _CONFIGS
 
 
-def samples_of(data: Path, count: int) -> Any:
-    """What ``--data`` names: the path itself, or the training pictures of a configuration.
+def samples_of(data: Path, count: int, seed: int | None = None) -> Any:
+    """What ``--data`` names: the path itself, or the training images of a configuration.
 
     Args:
         data: image folder, list file, .npy or .npz, or a YAML configuration.
-        count: pictures to take of a configuration's set.
+        count: images to take of a configuration's set.
+        seed: draw them at random instead of spreading them over the set.
     """
     if data is None or not is_config(data):
         return data
     from quantrim.recipes.calibration import calibration_pairs
     from quantrim.vision.config import load_config
 
-    return (image for image, _ in calibration_pairs(load_config(data), count))
+    return (image for image, _ in calibration_pairs(load_config(data), count, seed))
 
 
 def judging_samples(data: Path | None, judge_data: Path | None, count: int) -> Any:

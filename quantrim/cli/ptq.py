@@ -119,7 +119,7 @@ def ptq(
     console = console_for(json_target)
     deploy = chosen_deploy([model], deploy, mean, std, fit)
     preprocess = preprocess_of([model], deploy, mean, std, fit)
-    calibration = _calibration(data, samples, sketches)
+    calibration = _calibration(data, samples, sketches, seed)
     with _progress() as progress:
         bar = progress.add_task("calibrating", total=samples)
         result = run(
@@ -168,11 +168,11 @@ def ptq(
         raise typer.Exit(UNFAITHFUL)
 
 
-def _calibration(data: Path | None, samples: int, sketches: Sequence[Path] | None) -> Any:
+def _calibration(data: Path | None, samples: int, sketches: Sequence[Path] | None, seed: int | None) -> Any:
     if (data is None) == (not sketches):
         raise ConfigError("give --data, or --sketches with every shard.")
     if data is not None:
-        return samples_of(data, samples)
+        return samples_of(data, samples, seed)
     from quantrim.post_training.shards import Sketches, load_shard
 
     return Sketches.merge([load_shard(path) for path in sketches or ()])

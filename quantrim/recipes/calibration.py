@@ -1,4 +1,4 @@
-"""Pictures for calibration and for measuring sensitivity: of the training set, prepared as in deployment."""
+"""Images for calibration and for measuring sensitivity: of the training set, prepared as in deployment."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from quantrim.recipes.deployment import load_transforms
 from quantrim.vision.config import Config, build_data
 
 
-def calibration_pairs(config: Config, samples: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Training pictures and labels, without augmentation, spread evenly over the set.
+def calibration_pairs(config: Config, samples: int, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training images and labels, without augmentation, spread evenly over the set or drawn from it.
 
     Args:
-        config: with a training set; pictures get the transforms of its validation set where it has one.
+        config: with a training set; images get the transforms of its validation set where it has one.
         samples: at most so many.
+        seed: draw them at random.
 
     Yields:
         Float32 (C, H, W) and the label.
@@ -27,9 +28,16 @@ def calibration_pairs(config: Config, samples: int) -> Iterator[tuple[Tensor, Te
     data = build_data(config, "train_dataset")
     if config.spec.val_dataset is not None:
         data = replace(data, transforms=tuple(one.transform for one in config.spec.val_dataset.transforms))
-    count = min(samples, len(data))
-    for number in range(count):
-        yield data[number * len(data) // count]
+    for index in chosen_indices(len(data), samples, seed):
+        yield data[index]
+
+
+def chosen_indices(length: int, samples: int, seed: int | None = None) -> list[int]:
+    """Which samples of a set calibrate: ascending, spread evenly over it, or drawn at random by a seed."""
+    count = min(samples, length)
+    if seed is None:
+        return [number * length // count for number in range(count)]
+    return sorted(np.random.default_rng(seed).choice(length, count, replace=False).tolist())
 
 
 def validation_images(config: Config, count: int) -> list[Tensor] | None:

@@ -27,7 +27,8 @@ def local_file(address: str | Path) -> Path:
     """A file on this disk: the path itself, or a copy of what stands at an http(s) address.
 
     Args:
-        address: path or address; ``#sha256=HEX`` behind it is compared with the file.
+        address: path or address; ``#sha256=HEX`` behind it, or its first eight digits or more, is compared with
+            the file.
 
     Raises:
         CheckpointError: the address can't be read, or the file is another one than the check sum says.
@@ -47,11 +48,17 @@ def local_file(address: str | Path) -> Path:
     path = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16] / name
     if not path.is_file():
         _download(url, path)
-    wanted = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", parts.fragment)
-    if wanted and hashlib.sha256(path.read_bytes()).hexdigest() != wanted[1].lower():
+    wanted = re.fullmatch(r"sha256=([0-9a-fA-F]{8,64})", parts.fragment)
+    if wanted and not sha256_of(path).startswith(wanted[1].lower()):
         path.unlink()
         raise CheckpointError(f"{url}: the file at this address is another one than its sha256 says.")
     return path
+
+
+def sha256_of(path: Path) -> str:
+    """Check sum of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(url: str, path: Path) -> None:
