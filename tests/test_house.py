@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 #: A room imports only from rooms that stand before it; ARCHITECTURE.md draws the same list.
 ORDER = [
-    *("errors", "scratch", "files", "images", "modules", "checkpoints", "distillation"),
+    *("errors", "scratch", "files", "journal", "images", "modules", "checkpoints", "distillation"),
     *("targets", "ranges", "graph", "placement", "detection", "judges"),
     *("engines", "rewrites", "post_training", "qat", "pruning", "compression", "vision", "report"),
     *("paddle", "serving", "devices", "recipes", "cli"),

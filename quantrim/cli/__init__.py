@@ -39,7 +39,7 @@ from quantrim.cli import (
     train,
 )
 from quantrim.cli.options import Command, option_of
-from quantrim.cli.supervise import SUPERVISED, stopping, supervised
+from quantrim.cli.supervise import SUPERVISED, leave, stopping, supervised
 from quantrim.errors import QuantrimError
 
 _INTERRUPTED = 130
@@ -118,7 +118,10 @@ def main() -> None:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # what it warns of becomes an error of ours
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # constants that can't be folded stay nodes
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-    sys.exit(_until_stopped(partial(supervised, _run) if verb in SUPERVISED else _outcome))
+    code = _until_stopped(partial(supervised, _run) if verb in SUPERVISED else _outcome)
+    if verb == "serve":  # nothing is left to write, and a container has ten seconds after SIGTERM
+        leave(code)
+    sys.exit(code)
 
 
 def _run() -> int:

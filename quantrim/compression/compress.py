@@ -19,28 +19,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from quantrim.compression.answers import Answers
 from quantrim.compression.judge import Judge, agreement_judge
 from quantrim.compression.result import Candidate, CompressResult, Layer
 from quantrim.compression.search import fewest_float
 from quantrim.compression.spool import Spool
 from quantrim.compression.tuning import Tuning, rewritten_model
-from quantrim.compression.variants import Variant, Variants
+from quantrim.compression.variants import Files, Variant, Variants
 from quantrim.engines import EngineName, LayerRun, Precision, Session, open_session, require_engine
 from quantrim.engines.bench import interleaved, latency
 from quantrim.engines.race import Race
 from quantrim.engines.trial import EngineResult, ask
 from quantrim.errors import ConfigError
-from quantrim.files import atomic_path, require_onnx_output, size_mb
+from quantrim.files import atomic_path, require_onnx_output, sha256, size_mb
 from quantrim.graph import normalize, prove_equal, read_onnx
 from quantrim.graph.feeds import IMAGENET, ImagePreprocess, calibration_feeds, kept_batches
 from quantrim.graph.load import as_onnx
 from quantrim.graph.peek import peekable
 from quantrim.graph.ports import input_ports
 from quantrim.graph.session import save_model
+from quantrim.journal import digest, journal_beside, versions
 from quantrim.judges import Judging
 from quantrim.post_training import PtqConfig
 from quantrim.post_training.quantize import ranges_path
 from quantrim.rewrites.files import ask_precision, engines_have_bf16
+from quantrim.rewrites.memory import scope_of
 from quantrim.scratch import scratch_folder
 from quantrim.targets import target_named
 
@@ -123,8 +126,8 @@ def compress(
     require_engine(engine)
     require_onnx_output(output, model)
     start = time.perf_counter()
-    with scratch_folder() as name:
-        folder = Path(name)
+    with scratch_folder() as folder, journal_beside(output) as journal:
+        journal.open()
         data = peekable(data)
         source = as_onnx(model, folder, example_inputs, data, input_shape)
         original = read_onnx(source)
@@ -148,11 +151,13 @@ def compress(
         rules = target_named(engine)
 
         def variants_of(float_model: ir.Model) -> Variants:
-            return Variants(float_model, rules, calibration.__iter__, kept, skip)
+            return Variants(float_model, rules, calibration.__iter__, kept, skip, journal)
 
         where = _Engine(engine, threads, kept)
-        tuned, rewritten = rewritten_model(normalized, kept, engine, skip, threads, tuning, folder)
-        search = _Search(found, max_drop, where, folder, on_candidate, judging)
+        scope = digest(source, spool.digest, found.key, where.key, samples, skip, judging, versions())
+        answers = Answers(journal, scope)
+        tuned, rewritten = rewritten_model(normalized, kept, engine, skip, threads, tuning, answers)
+        search = _Search(found, max_drop, where, answers, on_candidate, judging)
         whole = search.run(source, variants_of(tuned.model), recipes, rewritten)
         search.train(offers or Offers(), whole, variants_of, recipes)
         if tuning is not None:
@@ -212,6 +217,11 @@ class _Engine:
     threads: int
     kept: Sequence[Mapping[str, np.ndarray]]
 
+    @property
+    def key(self) -> str:
+        """What measured times hold for."""
+        return scope_of(self.name, self.threads)
+
     def profile(self, path: Path) -> tuple[LayerRun, ...]:
         session = open_session(path, self.name, threads=self.threads)
         return session.layers(self.feed(session), _PROFILED_RUNS)
@@ -246,12 +256,12 @@ class _Search:
         judge: Judge,
         max_drop: float,
         engine: _Engine,
-        folder: Path,
+        answers: Answers,
         on_candidate: Callable[[Candidate], None],
         judging: Judging,
     ) -> None:
         self.judge, self.max_drop, self.engine = judge, max_drop, engine
-        self.folder, self.on_candidate = folder, on_candidate
+        self.answers, self.on_candidate = answers, on_candidate
         self.judging = replace(judging, accept="any")  # the drop that may be lost is the bar
         self.raced: Race | None = None
         self.entries: list[_Entry] = []
@@ -266,9 +276,13 @@ class _Search:
                 self._consider(f"FP32{word}", path)
                 if self.engine.name == "openvino":
                     self._consider(f"BF16{word}", path, precision="bf16")
-        files = _Files(source, variants)
+        files = Files(source, variants, rewritten or source)
         recipe, best = self._whole("INT8", files, recipes)
-        gains, whole_ms = self._gains(variants, best.path)
+        gains, whole_ms = self.answers.of(
+            ("gains", files.key, sha256(best.path)),
+            tuple[dict[str, float], float],
+            lambda: self._gains(variants, best.path),
+        )
         if self._within(best):
             self._without_slow(files, recipe, gains, whole_ms)
         else:
@@ -299,7 +313,7 @@ class _Search:
             pruned = self._consider(f"pruned by {ratio:g}", path)
             if not self._within(pruned):
                 break
-            files = _Files(path, variants_of(normalize(read_onnx(path))))
+            files = Files(path, variants_of(normalize(read_onnx(path))), path)
             self._whole(f"pruned by {ratio:g}, INT8", files, recipes)
 
     def _consider(
@@ -314,24 +328,38 @@ class _Search:
         """Judge a file on the engine."""
         taken = sum(entry.candidate.name.startswith(name) for entry in self.entries)
         name = f"{name} ({taken + 1})" if taken else name
-        points = self.judge.points(open_session(path, self.engine.name, precision=precision))
+        points = self._points(path, precision)
         drop = self.entries[0].candidate.points - points if self.entries else 0.0
         candidate = Candidate(name, precision, points, drop, size_mb(path), tuple(sorted(float_layers)))
         self.entries.append(_Entry(candidate, path, verdict))
         self.on_candidate(candidate)
         return self.entries[-1]
 
+    def _points(self, path: Path, precision: Precision) -> float:
+        def judged() -> float:
+            return self.judge.points(open_session(path, self.engine.name, precision=precision))
+
+        if self.judge.key is None:  # what it judges on, nobody knows
+            return judged()
+        return self.answers.of(("points", sha256(path), precision), float, judged)
+
     def _int8(
-        self, name: str, files: _Files, recipe: Variant, float_layers: frozenset[str] = frozenset()
+        self, name: str, files: Files, recipe: Variant, float_layers: frozenset[str] = frozenset()
     ) -> _Entry:
-        path = self.folder / f"candidate_{len(self.entries)}.onnx"
-        plan = files.variants.write(path, recipe, float_layers)
+        asked = ("int8", files.key, recipe, sorted(float_layers))
+        path = self.answers.path(asked, ".onnx")
+        float_nodes = self.answers.of(
+            asked,
+            dict[str, str],
+            lambda: dict(files.variants.write(path, recipe, float_layers).float_nodes),
+            (path, path.with_name(path.name + ".data"), ranges_path(path)),
+        )
 
         def verdict(copy: Path) -> EngineResult:
             engine = self.engine
             allowed = any(self._within(one) for one in self.entries if one.candidate.precision == "bf16")
             return ask(
-                engine.name, files.source, copy, files.variants.graph, plan.float_nodes, engine.kept,
+                engine.name, files.source, copy, files.variants.graph, float_nodes, engine.kept,
                 engine.threads, bf16=allowed, judging=self.judging, held_out=False, times=self.raced,
             )  # fmt: skip
 
@@ -340,7 +368,7 @@ class _Search:
     def _within(self, entry: _Entry) -> bool:
         return entry.candidate.drop <= self.max_drop
 
-    def _whole(self, name: str, files: _Files, recipes: Sequence[Variant]) -> tuple[Variant, _Entry]:
+    def _whole(self, name: str, files: Files, recipes: Sequence[Variant]) -> tuple[Variant, _Entry]:
         """Everything in INT8, by one recipe after the other until one is within the drop; the best."""
         tried: list[tuple[Variant, _Entry]] = []
         for recipe in recipes:
@@ -351,23 +379,21 @@ class _Search:
 
     def _gains(self, variants: Variants, int8: Path) -> tuple[dict[str, float], float]:
         """Milliseconds that INT8 saves on each layer, and those of the whole float model, as profiles tell."""
-        normalized = self.folder / "normalized.onnx"  # its nodes bear the names of the INT8 file's
+        normalized = self.answers.path(("normalized", sha256(int8)), ".onnx")  # with the INT8 file's names
         save_model(variants.model, normalized)
         before, after = self.engine.profile(normalized), self.engine.profile(int8)
         return variants.gains(before, after), sum(run.time_ms or 0.0 for run in before)
 
-    def _without_slow(
-        self, files: _Files, recipe: Variant, gains: Mapping[str, float], whole_ms: float
-    ) -> None:
+    def _without_slow(self, files: Files, recipe: Variant, gains: Mapping[str, float], whole_ms: float) -> None:
         """Whole INT8 passed; the layers that it made slower may be float."""
         slow = frozenset(layer for layer, gain in gains.items() if gain < -_SLOWER * whole_ms)
         if slow and len(slow) < len(files.variants.layers):
             self._int8(f"INT8 but for {_layers(slow)} that it made slower", files, recipe, slow)
 
-    def _mixed(self, files: _Files, recipe: Variant, gains: Mapping[str, float]) -> None:
+    def _mixed(self, files: Files, recipe: Variant, gains: Mapping[str, float]) -> None:
         """Whole INT8 lost too much: put back to float what makes most error, also for the time it saves."""
         variants = files.variants
-        noises = {layer: variants.noise_alone(layer, recipe.algo) for layer in variants.layers}
+        noises = files.noises(recipe.algo, self.answers)
         least = 0.02 * max(max(gains.values(), default=1.0), 1e-6)  # a layer that saves nothing goes first
         worth = {layer: noises[layer] / max(gains.get(layer, least), least) for layer in noises}
         known: dict[frozenset[str], bool] = {}
@@ -413,11 +439,17 @@ class _Search:
     def _timed(self, entries: Sequence[_Entry], repeat: int) -> np.ndarray:
         """Milliseconds, float64 (entries, repeat)."""
         threads, name = self.engine.threads, self.engine.name
-        sessions = [
-            open_session(one.path, name, threads=threads, precision=one.candidate.precision) for one in entries
-        ]
-        pairs = [(session, self.engine.feed(session)) for session in sessions]
-        return interleaved(pairs, warmup=_WARMUP, repeat=repeat)
+
+        def timed() -> list[list[float]]:
+            sessions = [
+                open_session(one.path, name, threads=threads, precision=one.candidate.precision)
+                for one in entries
+            ]
+            pairs = [(session, self.engine.feed(session)) for session in sessions]
+            return interleaved(pairs, warmup=_WARMUP, repeat=repeat).tolist()
+
+        asked = ("times", [(sha256(one.path), one.candidate.precision) for one in entries], repeat)
+        return np.array(self.answers.of(asked, list[list[float]], timed))
 
     def deliver(self, chosen: _Entry, output: Path) -> EngineResult | None:
         """The engine's verdict on the chosen file where it is INT8; then the file in its place."""
@@ -446,14 +478,6 @@ def _race_of(racers: Sequence[_Entry], rows: np.ndarray, chosen: _Entry) -> Race
         elif entry.verdict is None and entry.candidate.precision == "bf16":
             named["bf16"] = row
     return Race.of(named)
-
-
-@dataclass(frozen=True, slots=True)
-class _Files:
-    """A float file, and the INT8 files that can be made of it."""
-
-    source: Path
-    variants: Variants
 
 
 def _layers(names: frozenset[str]) -> str:

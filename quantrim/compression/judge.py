@@ -23,12 +23,15 @@ class Judge:
         images: images that it is measured on.
         points: session → accuracy in points, 0..100, higher is better.
         step: points that one image is worth, where images are either right or wrong.
+        key: digest of what it judges on, so that a killed search needs not judge again; "" where the data of
+            the search say so, None where nobody knows.
     """
 
     name: str
     images: int
     points: Callable[[Session], float]
     step: float | None = None
+    key: str | None = None
 
 
 def agreement_judge(
@@ -71,7 +74,7 @@ def agreement_judge(
     names = dict.fromkeys(measure.name for measure in measures)
     name = next(iter(names)) if len(names) == 1 else "agreement with FP32"
     single = len(measures) == 1 and measures[0].task == "classification"
-    return Judge(name, count, points, 100 / count if single else None)
+    return Judge(name, count, points, 100 / count if single else None, "")
 
 
 def metric_judge(
@@ -79,6 +82,7 @@ def metric_judge(
     key: str,
     images: int,
     step: float | None = None,
+    judged_on: str | None = None,
 ) -> Judge:
     """A metric of labelled data, times 100.
 
@@ -87,6 +91,7 @@ def metric_judge(
         key: the metric that counts, in 0..1.
         images: images that it is measured on.
         step: points that one image is worth, where images are either right or wrong.
+        judged_on: digest of the images, their labels and how they are judged, where it is known.
     """
 
     def points(session: Session) -> float:
@@ -95,7 +100,7 @@ def metric_judge(
             raise EngineError(f"{key} of {session.engine} is {value}; it must be a finite number.")
         return 100 * value
 
-    return Judge(key, images, points, step)
+    return Judge(key, images, points, step, judged_on)
 
 
 def _answers(reference: Session, session: Session, feed: Feed) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from quantrim.graph.ports import samples_in
+from quantrim.journal import digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,11 @@ class Spool:
     names: tuple[str, ...]
     paths: tuple[Path, ...]
     sizes: tuple[int, ...]
+
+    @property
+    def digest(self) -> str:
+        """Of names and values of all batches."""
+        return digest(self.names, *self.paths)
 
     @classmethod
     def of(cls, feeds: Iterable[Mapping[str, np.ndarray]], folder: Path) -> Spool:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from quantrim.compression.answers import Answers
 from quantrim.engines import LayerRun
 from quantrim.engines.verdict import layer_times
 from quantrim.errors import ModelError
+from quantrim.files import sha256
 from quantrim.graph import Graph, graph_from_onnx
 from quantrim.graph.normalize import run_batches
 from quantrim.graph.ops import PRODUCT_OPS
 from quantrim.graph.ports import Feed
+from quantrim.journal import Journal
 from quantrim.placement import Plan, Selection, place
 from quantrim.placement.quantized import Quantized
 from quantrim.post_training.calibrate import collect
 from quantrim.post_training.config import PtqConfig
 from quantrim.post_training.quantize import decide, refine, save_quantized
 from quantrim.post_training.refine import Refinement, equalize, noise
+from quantrim.post_training.resume import saved_pass
 from quantrim.post_training.veto import settled_plan
 from quantrim.ranges import Algo, Sketch
 from quantrim.targets import Target
@@ -57,6 +61,7 @@ class Variants:
         feeds: calibration batches, as often as asked; read once, and once more when the model is equalised.
         kept: a few of them, for shapes, refinement and the ranking of layers.
         skip: globs on names of nodes that stay float in every variant.
+        journal: what a killed run had sketched, and what this one does.
 
     Raises:
         ModelError: no layer can be quantized.
@@ -69,8 +74,10 @@ class Variants:
         feeds: Callable[[], Iterable[Feed]],
         kept: Sequence[Feed],
         skip: Sequence[str] = (),
+        journal: Journal | None = None,
     ) -> None:
         self.model, self.target, self.feeds, self.kept, self.skip = model, target, feeds, kept, tuple(skip)
+        self.journal = journal
         self.graph: Graph = graph_from_onnx(model, kept[0])
         self.plan = self._place(frozenset())
         if not self.plan.weights:
@@ -139,7 +146,36 @@ class Variants:
     def _sketched(self, model: ir.Model, plan: Plan, equal: bool) -> Mapping[str, Sketch]:
         """Statistics of the plan's tensors; one pass over the data serves all plans but for rare tensors."""
         known = self._sketches.setdefault(equal, {})
-        missing = {*(() if known else self.plan.groups), *plan.groups} - known.keys()
+        missing = sorted({*(() if known else self.plan.groups), *plan.groups} - known.keys())
         if missing:
-            known |= collect(model, missing, self.feeds(), shapes=self.graph.shapes)
+            saved = None if self.journal is None else saved_pass(self.journal, model, missing, self.kept)
+            known |= collect(model, missing, self.feeds(), shapes=self.graph.shapes, saved=saved)
         return known
+
+
+@dataclass(frozen=True)
+class Files:
+    """A float file, and the INT8 files that can be made of it.
+
+    Attributes:
+        source: the float file.
+        variants: makes the INT8 files.
+        made_of: the file whose content the INT8 files depend on; with rewrites, another one than the source.
+    """
+
+    source: Path
+    variants: Variants
+    made_of: Path
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of what the INT8 files depend on, beside the settings."""
+        return sha256(self.made_of)
+
+    def noises(self, algo: Algo, answers: Answers) -> dict[str, float]:
+        """Of each layer, :meth:`Variants.noise_alone`."""
+        alone = self.variants.noise_alone
+        return {
+            layer: answers.of(("noise", self.key, layer, algo), float, partial(alone, layer, algo))
+            for layer in self.variants.layers
+        }

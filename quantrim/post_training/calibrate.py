@@ -13,6 +13,7 @@ import onnx_ir as ir
 from quantrim.graph.ports import Feed, samples_in
 from quantrim.graph.segments import Segments
 from quantrim.placement.plan import Plan
+from quantrim.post_training.resume import SavedPass
 from quantrim.ranges import ActivationScale, Algo, Range, Sketch, activation_scale, range_of
 
 Progress = Callable[[int], None]
@@ -26,6 +27,7 @@ def collect(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     threads: int | None = None,
     on_batch: Progress | None = None,
+    saved: SavedPass | None = None,
 ) -> dict[str, Sketch]:
     """Sketch of each tensor over all batches; memory does not grow with their number.
 
@@ -40,16 +42,19 @@ def collect(
         shapes: shapes of the tensors for one batch, as in ``Graph.shapes``.
         threads: threads of the forward pass; None for all cores.
         on_batch: called with the number of samples of each batch that was taken in.
+        saved: what a killed run has taken in already; it gets what this one does.
 
     Raises:
-        DataError: a tensor holds NaN or infinite values.
+        DataError: a tensor holds NaN or infinite values; or the batches are not those of the killed run.
         ModelError: ONNX Runtime can't load the model.
     """
-    sketches = {tensor: Sketch() for tensor in tensors}
+    sketches = {tensor: Sketch() for tensor in tensors} | (saved.sketches if saved is not None else {})
     segments = Segments(model, sketches, shapes, threads=threads)
     pending: Future[None] | None = None
     with ThreadPoolExecutor(1) as pool:
         for feed in feeds:
+            if saved is not None and saved.has(feed):
+                continue
             given = {name: array for name, array in feed.items() if name in sketches}
             for values in chain([given], segments.run(feed)):
                 if pending is not None:
@@ -57,8 +62,13 @@ def collect(
                 pending = pool.submit(_take_in, sketches, values)
             if on_batch is not None:
                 on_batch(samples_in(feed))
+            if saved is not None and pending is not None and saved.due():
+                pending.result()
+                saved.save(sketches)
         if pending is not None:
             pending.result()
+    if saved is not None:
+        saved.end(sketches)
     return sketches
 
 

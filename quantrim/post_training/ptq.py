@@ -26,6 +26,7 @@ from quantrim.graph.load import as_onnx
 from quantrim.graph.peek import peekable
 from quantrim.graph.ports import Feed, samples_in
 from quantrim.graph.session import save_model
+from quantrim.journal import Journal, journal_beside
 from quantrim.placement import Plan, place
 from quantrim.placement.quantized import Quantized
 from quantrim.post_training.calibrate import collect
@@ -40,6 +41,7 @@ from quantrim.post_training.quantize import (
     save_quantized,
 )
 from quantrim.post_training.refine import REFINEMENTS, Refinement, equalize
+from quantrim.post_training.resume import remembered, saved_pass
 from quantrim.post_training.shards import Sketches, require_made_for
 from quantrim.post_training.source import CalibrationSource
 from quantrim.post_training.tuning import Choice, choose_form
@@ -167,7 +169,7 @@ def ptq(
     config = ptq_config(config, **options)
     asked = config.asked_engines()
     require_onnx_output(output, model)
-    with scratch_folder() as folder:
+    with scratch_folder() as folder, journal_beside(output) as journal:
         data = peekable(data)
         path = as_onnx(model, folder, example_inputs, data, config.input_shape)
         if isinstance(data, Sketches):
@@ -183,6 +185,7 @@ def ptq(
             on_batch,
             memory,
             on_trial,
+            journal,
         )
         try:
             result, staged = maker.make(config, asked)
@@ -234,6 +237,7 @@ class _Maker:
         on_batch: progress callback.
         memory: answers of earlier races.
         on_trial: called with each rewrite that was tried.
+        journal: what a killed run had done.
     """
 
     path: Path
@@ -246,6 +250,7 @@ class _Maker:
     on_batch: Callable[[int], None] | None
     memory: Memory | None
     on_trial: Callable[[Trial], None]
+    journal: Journal
 
     def make(self, config: PtqConfig, asked: Sequence[EngineName], note: str = "") -> tuple[PtqResult, Path]:
         """A file in the folder, and the result with its path as the output."""
@@ -258,7 +263,7 @@ class _Maker:
         tuned = self._tuned(normalized, source.kept, config) if config.tune_seconds > 0 else None
         form = tuned or Choice(normalized, Tuned(normalized))
         staged = Path(tempfile.mkdtemp(dir=self.folder)) / self.output.name
-        made = write_form(form, counted, source.kept, config, staged)
+        made = write_form(form, counted, source.kept, config, staged, self.journal)
         seconds = time.perf_counter() - start
 
         def again(other: PtqConfig) -> Quantized:
@@ -292,7 +297,12 @@ class _Maker:
 
 
 def write_form(
-    form: Choice, feeds: Iterable[Feed], kept: Sequence[Feed], config: PtqConfig, output: Path
+    form: Choice,
+    feeds: Iterable[Feed],
+    kept: Sequence[Feed],
+    config: PtqConfig,
+    output: Path,
+    journal: Journal | None = None,
 ) -> Made:
     """Calibrate and write the INT8 file; the float file where that was fastest."""
     if not form.int8:
@@ -302,7 +312,7 @@ def write_form(
         save_model(form.model, output)
         faster = {name: f"the whole model is faster in {form.winner}" for name in plan.weights}
         return Made(graph, {**plan.float_nodes, **faster})
-    quantized, sketches, refined = quantize(form.model, feeds, kept, config, form.float_layers)
+    quantized, sketches, refined = quantize(form.model, feeds, kept, config, form.float_layers, journal)
     save_quantized(quantized, config.rules, output, form.precision)
     slower = {name: "slower in INT8 on this engine" for name in form.float_layers}
     float_nodes = {**quantized.plan.float_nodes, **slower}
@@ -315,6 +325,7 @@ def quantize(
     kept: Sequence[Feed],
     config: PtqConfig,
     float_layers: frozenset[str] = frozenset(),
+    journal: Journal | None = None,
 ) -> tuple[Quantized, Mapping[str, Sketch], tuple[str, ...]]:
     """Place, calibrate, choose scales, refine: everything between a normalised model and its file.
 
@@ -324,6 +335,7 @@ def quantize(
         kept: a few of them, for shapes and refinement.
         config: settings; each refinement is kept only where it lowers the error at the outputs.
         float_layers: nodes that stay float beside those that the settings name.
+        journal: what a killed run had done, and what this one does.
 
     Returns:
         The decisions, the sketches, and the names of the refinements that were kept.
@@ -346,13 +358,14 @@ def quantize(
     if isinstance(feeds, Sketches):
         sketches = feeds.of(plan.groups)
     else:
-        sketches = collect(model, plan.groups, feeds, shapes=graph.shapes)
+        saved = None if journal is None else saved_pass(journal, model, plan.groups, kept)
+        sketches = collect(model, plan.groups, feeds, shapes=graph.shapes, saved=saved)
     plan = settled_plan(graph, plan, selection, sketches, config)
     quantized = decide(model, sketches, graph=graph, plan=plan, config=config)
     wanted: list[Refinement] = [name for name in REFINEMENTS[1:] if name in config.refinements]
     if wanted:
         few = kept if "adaround" in wanted else first_samples(kept, _BIAS_SAMPLES)
-        refined = refine(quantized, few, wanted)
+        refined = refine(quantized, few, wanted, partial(remembered, journal=journal))
         if is_better(refined, quantized, first_samples(few, _JUDGING_SAMPLES)):
             quantized = refined
             kept_refinements += wanted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from quantrim.placement.quantized import Quantized
 from quantrim.post_training.calibrate import scales_of_plan, tensor_ranges
 from quantrim.post_training.config import PtqConfig
 from quantrim.post_training.refine import Refinement, noise, refine_weights
+from quantrim.post_training.refine.walk import Rounding
 from quantrim.ranges import (
     ActivationScale,
     Sketch,
@@ -67,11 +68,16 @@ def decide(
 
 
 def refine(
-    quantized: Quantized, feeds: Sequence[Mapping[str, np.ndarray]], refinements: Sequence[Refinement]
+    quantized: Quantized,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    refinements: Sequence[Refinement],
+    remember: Callable[[Rounding], Rounding] = lambda rounding: rounding,
 ) -> Quantized:
     """The same with codes and biases refined ("adaround", "bias"), whether that helps or not."""
     one = quantized
-    weights = refine_weights(one.model, one.graph, one.plan, one.activations, one.weights, feeds, refinements)
+    weights = refine_weights(
+        one.model, one.graph, one.plan, one.activations, one.weights, feeds, refinements, remember
+    )
     return replace(one, weights=weights)
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -27,6 +25,7 @@ from quantrim.graph.ports import Feed, fill_shape, input_ports
 from quantrim.placement import place
 from quantrim.post_training.calibrate import collect
 from quantrim.post_training.config import PtqConfig
+from quantrim.post_training.resume import UNREADABLE, sketch_arrays, sketches_of
 from quantrim.ranges import Sketch
 
 _FORMAT = 1
@@ -199,16 +198,9 @@ def require_made_for(sketches: Sketches, model: Path, config: PtqConfig) -> None
 
 
 def save_shard(shard: Shard, path: str | Path) -> None:
-    """Write a shard as .npz, atomically; counters that are zero take no room."""
+    """Write a shard as .npz, atomically."""
     names = list(shard.sketches)
-    arrays: dict[str, np.ndarray] = {
-        "samples_of_tensors": np.array([s.samples for s in shard.sketches.values()])
-    }
-    for position, sketch in enumerate(shard.sketches.values()):
-        codes = np.flatnonzero(sketch.counts)
-        arrays[f"codes_{position}"] = codes.astype(np.uint16)
-        arrays[f"counts_{position}"] = sketch.counts[codes]
-        arrays[f"ends_{position}"] = np.array([sketch.low, sketch.high, sketch.abs_max_sum], np.float64)
+    arrays = sketch_arrays(shard.sketches)
     inputs = list(shard.kept[0]) if shard.kept else []
     for position, feed in enumerate(shard.kept):
         arrays |= {f"kept_{position}_{place}": feed[name] for place, name in enumerate(inputs)}
@@ -236,21 +228,11 @@ def load_shard(path: str | Path) -> Shard:
             facts = json.loads(stored["facts"].tobytes())
             if facts["format"] != _FORMAT:
                 raise DataError(f"{path}: a shard of another version ({facts['format']}). Calibrate it again.")
-            sketches = {
-                str(name): _sketch(stored, position, int(stored["samples_of_tensors"][position]))
-                for position, name in enumerate(facts["tensors"])
-            }
+            sketches = sketches_of(stored, facts["tensors"])
             kept = tuple(
                 {name: stored[f"kept_{turn}_{place}"] for place, name in enumerate(facts["inputs"])}
                 for turn in range(facts["kept"])
             )
-    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: not a shard of calibration, or a damaged one. Calibrate it again.") from error
     return Shard(facts["key"], facts["index"], facts["count"], sketches, kept, facts["samples"], facts["asked"])
-
-
-def _sketch(stored: Any, position: int, samples: int) -> Sketch:
-    sketch = Sketch.from_counts(stored[f"codes_{position}"], stored[f"counts_{position}"])
-    sketch.low, sketch.high, sketch.abs_max_sum = map(float, stored[f"ends_{position}"])
-    sketch.samples = samples
-    return sketch

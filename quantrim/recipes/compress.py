@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,16 +15,18 @@ from quantrim.compression.variants import Variant
 from quantrim.engines import EngineName
 from quantrim.engines.trial import EngineResult
 from quantrim.errors import ConfigError
+from quantrim.journal import digest
 from quantrim.pruning import Engine, PruneConfig
 from quantrim.recipes.calibration import calibration_pairs
 from quantrim.recipes.deploy import carry_deploy
-from quantrim.recipes.judging import task_judge
+from quantrim.recipes.judging import TaskJudge, task_judge
 from quantrim.recipes.loading import load, without_quantizers
 from quantrim.recipes.prune import PruneRecipe, prune_config
 from quantrim.recipes.qat import QatRecipe, train_quantized
 from quantrim.recipes.runs import best_key, export
 from quantrim.scratch import scratch_folder
 from quantrim.vision.config import Config
+from quantrim.vision.data.objects import Objects
 from quantrim.vision.train import TrainSettings
 
 
@@ -58,7 +60,18 @@ def config_judge(config: Config, images: int | None = None) -> Judge:
     judge, key = task_judge(config, limit=images), best_key(config)
     data = judge.data
     count = min(len(data), images or len(data))
-    return metric_judge(judge.of_session, key, count, 100 / count if data.task == "classification" else None)
+    step = 100 / count if data.task == "classification" else None
+    return metric_judge(judge.of_session, key, count, step, _judged_on(judge, key, count))
+
+
+def _judged_on(judge: TaskJudge, key: str, count: int) -> str:
+    """Digest of the images and labels of a validation set, and of how they are judged."""
+    how = digest(key, count, judge.views, judge.test, judge.decoder)
+    for index in range(count):
+        sample, truth = judge.data.sample(index)
+        arrays = [getattr(truth, one.name) for one in fields(truth)] if isinstance(truth, Objects) else [truth]
+        how = digest(how, sample.image, *arrays)
+    return how
 
 
 def compress_config(

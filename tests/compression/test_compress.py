@@ -44,8 +44,8 @@ class Outlier(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-@pytest.fixture(scope="module")
-def outlier(tmp_path_factory):
+def outlier_file(path):
+    """The network as a file."""
     torch.manual_seed(0)
     net = Outlier().eval()
     with torch.no_grad():  # all classes occur
@@ -53,9 +53,13 @@ def outlier(tmp_path_factory):
         net.head.weight /= logits.std(0)[:, None]
         net.head.bias -= logits.mean(0)
         net.head.bias /= logits.std(0)
-    path = tmp_path_factory.mktemp("compress") / "outlier.onnx"
     export_onnx(net, torch.randn(1, 3, 32, 32), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def outlier(tmp_path_factory):
+    return outlier_file(tmp_path_factory.mktemp("compress") / "outlier.onnx")
 
 
 @pytest.fixture(scope="module")

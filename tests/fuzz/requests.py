@@ -34,21 +34,16 @@ LINES = (
 def ask(count: int, rnd: random.Random, parallel: int = 200, port: int = 0) -> tuple[Counter[str], list[str]]:
     """Statuses of ``count`` requests from ``parallel`` clients at once, and what was wrong with the service."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = small_model()
-        shape = model.graph.input[0].type.tensor_type.shape
-        shape.CopyFrom(helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [1, 3, 16, 16]).tensor_type.shape)
-        (folder / "m.onnx").write_bytes(model.SerializeToString())
-        (folder / "deploy.yaml").write_text(DEPLOY)
-        port = port or _free_port()
+        folder = small_artefact(Path(name))
+        port = port or free_port()
         with (folder / "log").open("w+") as log:
-            service = _started(folder, port, log)
+            service = started(folder, port, log)
             try:
-                _send(port, _good())
-                before = _memory(service)
+                send(port, good_request())
+                before = memory_mb(service)
                 with ThreadPoolExecutor(parallel) as pool:
                     found = Counter(
-                        pool.map(lambda seed: _send(port, _bad(random.Random(seed))), _seeds(rnd, count))
+                        pool.map(lambda seed: send(port, bad_request(random.Random(seed))), _seeds(rnd, count))
                     )
                 faults = _faults(service, port, before)
             finally:
@@ -60,17 +55,29 @@ def ask(count: int, rnd: random.Random, parallel: int = 200, port: int = 0) -> t
     return found, faults
 
 
+def small_artefact(folder: Path) -> Path:
+    """The folder, with a model to serve in it."""
+    model = small_model()
+    shape = model.graph.input[0].type.tensor_type.shape
+    shape.CopyFrom(helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [1, 3, 16, 16]).tensor_type.shape)
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    (folder / "deploy.yaml").write_text(DEPLOY)
+    return folder
+
+
 def _seeds(rnd: random.Random, count: int) -> list[int]:
     return [rnd.randrange(2**62) for _ in range(count)]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _started(folder: Path, port: int, log: io.TextIOBase) -> subprocess.Popen[bytes]:
+def started(folder: Path, port: int, log: io.TextIOBase) -> subprocess.Popen[bytes]:
+    """A service that is ready."""
     command = [
         sys.executable,
         "-m",
@@ -98,9 +105,9 @@ def _faults(service: subprocess.Popen[bytes], port: int, before: float) -> list[
     faults = []
     if service.poll() is not None:
         return [f"the service ended with {service.returncode}"]
-    if (status := _send(port, _good())) != "200":
+    if (status := send(port, good_request())) != "200":
         faults.append(f"a good request gets {status} afterwards")
-    if (grown := _memory(service) - before) > 400:
+    if (grown := memory_mb(service) - before) > 400:
         faults.append(f"{grown:.0f} MB more than before")
     print(f"memory of the service: {before:.0f} MB before, {before + grown:.0f} MB after")
     slow = socket.create_connection(("127.0.0.1", port), 5)
@@ -116,7 +123,7 @@ def _faults(service: subprocess.Popen[bytes], port: int, before: float) -> list[
     return faults
 
 
-def _memory(service: subprocess.Popen[bytes]) -> float:
+def memory_mb(service: subprocess.Popen[bytes]) -> float:
     """Resident memory, MB."""
     pages = int(Path(f"/proc/{service.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -129,7 +136,8 @@ def _image(rnd: random.Random) -> bytes:
     return file.getvalue()
 
 
-def _good() -> bytes:
+def good_request() -> bytes:
+    """A request that is answered with 200."""
     body = _image(random.Random(0))
     return (
         b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
@@ -137,11 +145,11 @@ def _good() -> bytes:
     )
 
 
-def _bad(rnd: random.Random) -> bytes:
+def bad_request(rnd: random.Random) -> bytes:
     """A request in which the line, the headers, the body or the whole is damaged; a fifth of them are good."""
     kind = rnd.randrange(5)
     if kind == 0:
-        return _good()
+        return good_request()
     body = damaged(_image(rnd), rnd) if kind < 3 else rnd.randbytes(rnd.randrange(3000))
     if rnd.random() < 0.3:
         start = b'--B\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
@@ -157,7 +165,7 @@ def _bad(rnd: random.Random) -> bytes:
     return damaged(whole, rnd) if rnd.random() < 0.2 else whole
 
 
-def _send(port: int, request: bytes) -> str:
+def send(port: int, request: bytes) -> str:
     """Status of a request, or how it ended."""
     try:
         with socket.create_connection(("127.0.0.1", port), 40) as client:

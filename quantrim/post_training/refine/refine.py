@@ -16,7 +16,7 @@ from quantrim.graph.view import Graph
 from quantrim.placement.plan import Plan
 from quantrim.placement.qdq import write_qdq
 from quantrim.post_training.refine.bias import correct_bias
-from quantrim.post_training.refine.walk import Step, walk
+from quantrim.post_training.refine.walk import Rounding, Step, walk
 from quantrim.ranges import ActivationScale
 from quantrim.ranges.codes import WeightCodes
 
@@ -34,6 +34,7 @@ def refine_weights(
     weights: Mapping[str, WeightCodes],
     feeds: Feeds,
     refinements: Sequence[Refinement],
+    remember: Callable[[Rounding], Rounding] = lambda rounding: rounding,
 ) -> dict[str, WeightCodes]:
     """Codes and biases after adaptive rounding and bias correction, in one walk over the model.
 
@@ -45,10 +46,13 @@ def refine_weights(
         weights: codes rounded to nearest.
         feeds: calibration batches.
         refinements: "adaround", "bias" or both; each layer is rounded first, then its bias corrected.
+        remember: adaptive rounding with a memory; none by default.
     """
-    rounding: Callable[[Step], WeightCodes] = lambda step: step.codes  # noqa: E731
+    rounding: Rounding = lambda step: step.codes  # noqa: E731
     if "adaround" in refinements:  # trains with torch, which nothing else here needs
-        from quantrim.post_training.refine.adaround import adaptive_rounding as rounding
+        from quantrim.post_training.refine.adaround import adaptive_rounding
+
+        rounding = remember(adaptive_rounding)
     rounded: dict[tuple[str, int], WeightCodes] = {}  # by weight: layers that share one go by the first
 
     def correct(step: Step) -> WeightCodes:

@@ -98,6 +98,7 @@ class Step:
 
 
 Correct = Callable[[Step], WeightCodes]
+Rounding = Callable[[Step], WeightCodes]
 
 
 def walk(
