@@ -30,4 +30,4 @@ class Answers:
 
     def path(self, asked: Sequence[Any], suffix: str) -> Path:
         """Where a file that belongs to a question lies."""
-        return self.journal.path(digest(self.scope, *asked), suffix)
+        return self.journal.path(f"{asked[0]}_{digest(self.scope, *asked)}", suffix)

@@ -346,7 +346,7 @@ class _Search:
     def _int8(
         self, name: str, files: Files, recipe: Variant, float_layers: frozenset[str] = frozenset()
     ) -> _Entry:
-        asked = ("int8", files.key, recipe, sorted(float_layers))
+        asked = ("candidate", files.key, recipe, sorted(float_layers))
         path = self.answers.path(asked, ".onnx")
         float_nodes = self.answers.of(
             asked,
