@@ -1,104 +1,236 @@
-"""Trained detectors through quantization: average precision, fidelity of boxes, milliseconds, megabytes.
+"""Trained detectors through every way to a small file: average precision, fidelity of boxes, milliseconds, MB.
 
-    python benchmarks/detection.py -c configs/detection/yolox_nano_scenes.yml --weights best_model/model.pth
+    python benchmarks/detection.py make -c configs/detection/yolox_nano_scenes.yml --folder output/yolox
+    python benchmarks/detection.py judge -c configs/detection/yolox_nano_scenes.yml --folder output/yolox
+    python benchmarks/detection.py time --folder output/yolox
+    python benchmarks/detection.py table --folder output/yolox output/yolov3
 
-NNCF stands beside quantrim where it is installed, with its defaults and the same calibration images.
+``make`` trains, quantizes after training (NNCF beside it, with its defaults and the same images), trains with
+quantizers, prunes with retraining, quantizes that and trains it, too; what is there already is left alone, and
+interrupted training goes on. ``judge`` measures every file on both engines, ``time`` races them in turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantrim.detection import box_fidelity
-from quantrim.engines import installed_engines, open_session
+from quantrim.detection import Detections, box_fidelity
+from quantrim.distillation import Distillation
+from quantrim.engines import installed_engines, open_session, random_inputs
+from quantrim.engines.bench import interleaved
 from quantrim.engines.machine import describe_machine
-from quantrim.files import size_mb
+from quantrim.files import read_json, size_mb, write_json
 from quantrim.post_training import ptq
+from quantrim.pruning import PruneConfig
 from quantrim.recipes.calibration import calibration_pairs
 from quantrim.recipes.judging import TaskJudge, task_judge
 from quantrim.recipes.loading import load
-from quantrim.recipes.runs import export
-from quantrim.vision.config import load_config
+from quantrim.recipes.prune import PruneRecipe, prune_config
+from quantrim.recipes.qat import QatRecipe, train_quantized
+from quantrim.recipes.runs import best_key, export, train_config
+from quantrim.vision.config import Config, load_config
 from quantrim.vision.detection.evaluate import detections_of
+from quantrim.vision.train import TrainSettings
 
 ENGINES = ("openvino", "onnxruntime")
+_RUNS = 60
 
 
-def nncf_file(fp32: Path, images: np.ndarray, output: Path) -> bool:
-    """Quantize with NNCF; whether it is installed."""
-    try:
-        import nncf
-        import onnx
-    except ImportError:
-        return False
-    data = nncf.Dataset(list(images), lambda image: {"image": image[None]})
-    onnx.save(nncf.quantize(onnx.load(fp32), data, subset_size=len(images)), output)
-    return True
+def settings_of(config: Config, iterations: int, **more: Any) -> TrainSettings:
+    """Settings of one training, validated five times."""
+    return TrainSettings(
+        iterations, config.batch_size, max(1, -(-iterations // 5)), keep_checkpoint_max=1, log_iters=100,
+        best_key=best_key(config), device="cpu", **more,
+    )  # fmt: skip
 
 
-def files(loaded: Any, images: np.ndarray, folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Files by name, and what the race of each said."""
-    shape = (1, *images.shape[1:])
-    made, races = {"FP32": folder / "fp32.onnx"}, {}
-    export(loaded, made["FP32"], shape=shape)
-    for name, options in {
-        "INT8 portable": {"float_heads": True},
-        "INT8 portable, INT8 heads": {"float_heads": False},
-        "INT8 openvino": {"float_heads": True, "target": "openvino"},
-    }.items():
-        made[name] = folder / f"{len(made)}.onnx"
-        result = ptq(made["FP32"], images, made[name], **options)
-        races[name] = ", ".join(
-            f"{one.verdict.engine} {one.times.fp32.median:.2f} -> {one.times.int8.median:.2f} ms"
-            for one in result.engines
+def resumed(folder: Path) -> Path | None:
+    """The folder of an interrupted training, if there is one."""
+    return folder if any(folder.glob("iter_*/state.pth")) else None
+
+
+class Making:
+    """Files of one model in a folder."""
+
+    def __init__(self, config: Config, folder: Path, options: argparse.Namespace) -> None:
+        self.config, self.folder, self.options = config, folder, options
+
+    def run(self) -> None:
+        """Make what is missing."""
+        weights = self._trained()
+        fp32, pruned = self.folder / "fp32.onnx", self.folder / "pruned" / "model.onnx"
+        self._once(fp32, lambda: export(load(self.config, weights), fp32, shape=self._shape()))
+        self._quantized(fp32, "")
+        self._once(self.folder / "qat" / "qat.json", lambda: self._quantized_training("qat", weights))
+        self._once(self.folder / "pruned" / "prune.json", lambda: self._pruned(weights))
+        self._quantized(pruned, "pruned_")
+        small = self.folder / "pruned" / "model.pth"
+        self._once(
+            self.folder / "pruned_qat" / "qat.json",
+            lambda: self._quantized_training("pruned_qat", small, weights),
         )
-    if nncf_file(made["FP32"], images, folder / "nncf.onnx"):
-        made["NNCF"] = folder / "nncf.onnx"
-    return made, races
+
+    def _once(self, path: Path, make: Callable[[], Any]) -> None:
+        if not path.is_file():
+            make()
+            print(path, flush=True)
+
+    def _trained(self) -> Path:
+        folder = self.folder / "train"
+        if not (folder / "run.json").is_file():
+            settings = settings_of(self.config, self.config.iterations(), ema_decay=self.options.ema_decay)
+            train_config(self.config, settings, folder, resume=resumed(folder))
+        return folder / "best_model" / "model.pth"
+
+    def _shape(self) -> tuple[int, ...]:
+        image, _ = next(calibration_pairs(self.config, 1))
+        return (1, *image.shape)
+
+    def _images(self) -> np.ndarray:
+        return np.stack([image.numpy() for image, _ in calibration_pairs(self.config, self.options.samples)])
+
+    def _quantized(self, source: Path, prefix: str) -> None:
+        for name, options in {
+            "ptq": {},
+            "ptq_openvino": {"target": "openvino"},
+            "ptq_heads": {"float_heads": False},
+        }.items():
+            path = self.folder / f"{prefix}{name}.onnx"
+            if not prefix or name != "ptq_heads":
+                self._once(path, lambda: ptq(source, self._images(), path, **{"float_heads": True, **options}))  # noqa: B023
+        self._once(self.folder / f"{prefix}nncf.onnx", lambda: self._nncf(source, prefix))
+
+    def _nncf(self, source: Path, prefix: str) -> None:
+        try:
+            import nncf
+            import onnx
+        except ImportError:
+            return
+        images = self._images()
+        data = nncf.Dataset(list(images), lambda image: {"image": image[None]})
+        made = nncf.quantize(onnx.load(source), data, subset_size=len(images))
+        onnx.save(made, self.folder / f"{prefix}nncf.onnx")
+
+    def _quantized_training(self, name: str, weights: Path, teacher: Path | None = None) -> None:
+        recipe = QatRecipe(distillation=Distillation(), teacher=teacher, engines=("openvino",))
+        settings = settings_of(self.config, self.options.qat_iters)
+        folder = self.folder / name
+        train_quantized(self.config, weights, settings, folder, recipe, resume=resumed(folder))
+
+    def _pruned(self, weights: Path) -> None:
+        options, folder = self.options, self.folder / "pruned"
+        recipe = PruneRecipe(
+            PruneConfig(ratio=options.ratio),
+            objective=options.objective,
+            measure_sensitivity=not options.no_sensitivity,
+            samples=64,
+            shape=self._shape(),
+        )
+        settings = settings_of(self.config, options.retraining_iters)
+        begun = (folder / "plan.json").is_file()
+        prune_config(self.config, weights, settings, folder, recipe, resume=begun)
 
 
-def table(judge: TaskJudge, made: dict[str, Path], races: dict[str, str]) -> None:
+def files_of(folder: Path) -> dict[str, Path]:
+    """Files that were made, by name, FP32 first."""
+    names = ("fp32.onnx", "ptq.onnx", "ptq_openvino.onnx", "ptq_heads.onnx", "nncf.onnx", "qat/model_int8.onnx",
+             "pruned/model.onnx", "pruned_ptq.onnx", "pruned_ptq_openvino.onnx", "pruned_nncf.onnx",
+             "pruned_qat/model_int8.onnx")  # fmt: skip
+    return {name: folder / name for name in names if (folder / name).is_file()}
+
+
+def stored(folder: Path, name: str) -> dict[str, Any]:
+    """What an earlier call measured."""
+    path = folder / name
+    return read_json(path) if path.is_file() else {}
+
+
+def judge_all(config: Config, folder: Path, engines: list[str]) -> None:
+    """Metrics and fidelity of every file on each engine."""
+    judge, found = task_judge(config), stored(folder, "judged.json")
+    for engine in engines:
+        reference: list[Detections] | None = None
+        for name, path in files_of(folder).items():
+            key = f"{engine} {name}"
+            if key in found and name != "fp32.onnx":
+                continue
+            told = detections_of(judge.detector(open_session(path, engine)), judge.data)[0]
+            reference = told if reference is None else reference
+            found[key] = one_judged(judge, path, engine, told, reference)
+            print(key, {k: round(v, 4) for k, v in found[key].items()}, flush=True)
+            write_json(folder / "judged.json", found)
+
+
+def one_judged(
+    judge: TaskJudge, path: Path, engine: str, told: list[Detections], reference: list[Detections]
+) -> dict[str, float]:
+    """Numbers of one file."""
+    metrics = judge.of_session(open_session(path, engine))
+    fidelity = asdict(box_fidelity(reference, told, judge.data.num_classes))
+    kept = {key: float(metrics[key]) for key in ("mAP", "AP50", "AP")}  # type: ignore[arg-type]
+    return kept | {"to_fp32": fidelity["ap"], "kept": fidelity["kept"], "mb": size_mb(path)}
+
+
+def time_all(folder: Path, engines: list[str]) -> None:
+    """Median milliseconds of every file, all in turns, batch 1, one thread."""
+    found = stored(folder, "timed.json")
+    files = files_of(folder)
+    for engine in engines:
+        sessions = [open_session(path, engine, threads=1) for path in files.values()]
+        runs = [(session, random_inputs(session, 1)) for session in sessions]
+        times = interleaved(runs, warmup=5, repeat=_RUNS)
+        for name, one in zip(files, times, strict=True):
+            found[f"{engine} {name}"] = statistics.median(one)
+            print(engine, name, round(found[f"{engine} {name}"], 3), flush=True)
+    write_json(folder / "timed.json", {**found, "machine": describe_machine().to_json()})
+
+
+def table(folders: list[Path]) -> None:
     """A row a file and engine."""
-    print("| file | engine | mAP (VOC 11-point) | AP50 | AP | boxes kept | AP to FP32 | MB | batch 1 |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for engine in (one for one in ENGINES if one in installed_engines()):
-        reference = None
-        for name, path in made.items():
-            session = open_session(path, engine)
-            metrics = judge.of_session(session)
-            found, _ = detections_of(judge.detector(session), judge.data)
-            reference = found if reference is None else reference
-            same = box_fidelity(reference, found, judge.data.num_classes)
-            cells = [f"{100 * float(metrics[key]):.1f}" for key in ("mAP_11point", "AP50", "AP")]  # type: ignore[arg-type]
-            print(
-                f"| {name} | {engine} | {' | '.join(cells)} | {same.kept:.1%} of {same.reference_boxes} | "
-                f"{100 * same.ap:.1f} | {size_mb(path):.2f} | {races.get(name, '')} |",
-                flush=True,
-            )
+    print("| model | file | engine | mAP | AP50 | AP | kept | to FP32 | ms | MB |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for folder in folders:
+        judged, timed = stored(folder, "judged.json"), stored(folder, "timed.json")
+        for key, one in judged.items():
+            engine, name = key.split(" ")
+            ms = f"{timed[key]:.2f}" if key in timed else ""
+            cells = [f"{100 * one[word]:.2f}" for word in ("mAP", "AP50", "AP", "kept", "to_fp32")]
+            print(f"| {folder.name} | {name} | {engine} | {' | '.join(cells)} | {ms} | {one['mb']:.2f} |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-c", "--config", required=True)
-    parser.add_argument("--weights", required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=["make", "judge", "time", "table"])
+    parser.add_argument("-c", "--config")
+    parser.add_argument("--set", dest="sets", action="append", default=[])
+    parser.add_argument("--folder", type=Path, nargs="+", required=True)
     parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--ema-decay", type=float, default=0.998)
+    parser.add_argument("--qat-iters", type=int, default=300)
+    parser.add_argument("--retraining-iters", type=int, default=1000)
+    parser.add_argument("--ratio", type=float, default=0.5)
+    parser.add_argument("--objective", choices=["flops", "latency"], default="flops")
+    parser.add_argument("--no-sensitivity", action="store_true")
     options = parser.parse_args()
-    config = load_config(options.config)
-    loaded = load(config, options.weights)
-    images = np.stack([image.numpy() for image, _ in calibration_pairs(config, options.samples)])
-    judge = task_judge(config, data=loaded.data)
-    print(describe_machine().to_json())
-    torch_metrics = judge.of_module(loaded.model)
-    print(
-        f"torch: mAP {torch_metrics['mAP']:.4f}, AP50 {torch_metrics['AP50']:.4f}, AP {torch_metrics['AP']:.4f}"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        table(judge, *files(loaded, images, Path(folder)))
+    engines = [engine for engine in ENGINES if engine in installed_engines()]
+    for folder in [] if options.what == "table" else options.folder:
+        if options.what == "time":
+            time_all(folder, engines)
+            continue
+        config = load_config(options.config, options.sets)
+        if options.what == "make":
+            Making(config, folder, options).run()
+        else:
+            judge_all(config, folder, engines)
+    if options.what == "table":
+        table(options.folder)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from quantrim.files import write_json
 from quantrim.pruning import Examples, Job, Probe, measure, prune, recalibrate_batch_norm, score, survey
 from quantrim.pruning.sensitivity.probe import cross_entropy
 from quantrim.recipes.loading import load
-from quantrim.recipes.prune import probe_of
+from quantrim.recipes.probes import probe_of
 from quantrim.recipes.runs import best_key, validation
 from quantrim.vision.config import Config, build_data, build_loss, build_optimizer, load_config
 from quantrim.vision.train import TrainSettings, train

@@ -25,7 +25,7 @@ from quantrim.files import write_json
 from quantrim.pruning import Job, Probe, measure, recalibrate_batch_norm, score, survey
 from quantrim.pruning.surgery import remove
 from quantrim.recipes.loading import load
-from quantrim.recipes.prune import probe_of
+from quantrim.recipes.probes import probe_of
 from quantrim.recipes.runs import best_key, validation
 from quantrim.vision.config import load_config
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ class Distillation:
 
     Attributes:
         weight: factor of the loss on logits.
-        temperature: both softmaxes are taken of logits / temperature.
+        temperature: both softmaxes are taken of logits / temperature; says nothing to detectors.
         features: paths of modules whose outputs are to be alike.
         feature_weight: factor of the loss on features.
     """
@@ -70,13 +71,21 @@ class Distiller:
         student: module in training.
         teacher: float module; it is put into evaluation mode and gets no gradients.
         settings: what to compare.
+        compare: loss of (outputs, teacher's outputs); :func:`distillation_loss` by default.
 
     Raises:
         ConfigError: a feature is no module of student or teacher.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, settings: Distillation | None = None) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        settings: Distillation | None = None,
+        compare: Callable[[Any, Any], Tensor] | None = None,
+    ) -> None:
         self.settings = settings or Distillation()
+        self.compare = compare or partial(distillation_loss, temperature=self.settings.temperature)
         self.teacher = teacher.eval().requires_grad_(False)
         self.kept: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
         self.handles = [
@@ -99,9 +108,10 @@ class Distiller:
     def loss(self, outputs: Any, expected: Any) -> Tensor:
         """Distillation loss of outputs that student and teacher have just returned for the same inputs."""
         settings = self.settings
-        loss = settings.weight * distillation_loss(outputs, expected, settings.temperature)
+        loss = settings.weight * self.compare(outputs, expected)
         if settings.features:
             ours, theirs = ([kept[path] for path in settings.features] for kept in self.kept)
+            _require_alike(settings.features, ours, theirs)
             loss = loss + settings.feature_weight * feature_loss(ours, theirs)
         for kept in self.kept:
             kept.clear()
@@ -111,6 +121,15 @@ class Distiller:
         """Take the hooks away."""
         for handle in self.handles:
             handle.remove()
+
+
+def _require_alike(paths: Iterable[str], ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> None:
+    for path, one, other in zip(paths, ours, theirs, strict=True):
+        if one.shape != other.shape:
+            raise ConfigError(
+                f"feature {path!r} is {tuple(one.shape)}, the teacher's is {tuple(other.shape)}: its width was "
+                "pruned. Compare one whose width stayed, or the outputs alone."
+            )
 
 
 def _module(root: nn.Module, path: str) -> nn.Module:

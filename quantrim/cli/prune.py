@@ -56,7 +56,9 @@ def prune(
         str | None,
         typer.Option(help="Shares of a layer's channels to measure, as 0.1,0.3,0.5; by need if not given."),
     ] = None,
-    metric: Annotated[str, typer.Option(help="What is measured: loss, error (top-1, pixels) or iou.")] = "loss",
+    metric: Annotated[
+        str, typer.Option(help="What is measured: loss, error (top-1, pixels), iou, ap (boxes).")
+    ] = "loss",
     samples: Annotated[
         int | None,
         typer.Option(min=1, help="Images that it is measured on; 32 large to 1024 small ones if not given."),

@@ -62,6 +62,9 @@ def qat(
     quantize: Annotated[str, typer.Option(help="all, backbone, or globs of modules to quantize.")] = "all",
     skip: Annotated[list[str] | None, typer.Option(help="Glob on modules that stay float.")] = None,
     distill: Annotated[bool, typer.Option("--distill", help="Learn from the FP32 model, too.")] = False,
+    teacher: Annotated[
+        str | None, typer.Option(help="Learn from these weights instead, as of the unpruned model.")
+    ] = None,
     distill_features: Annotated[str | None, typer.Option(help="Modules whose outputs are compared.")] = None,
     freeze_ranges_at: Annotated[int | None, typer.Option(help="Iteration; three quarters by default.")] = None,
     freeze_batch_norm_at: Annotated[int | None, typer.Option(help="Iteration; three quarters.")] = None,
@@ -111,7 +114,8 @@ def qat(
         config=chosen,
         samples=samples,
         learning_rate=learning_rate,
-        distillation=distillation(distill, distill_features),
+        distillation=distillation(distill or teacher is not None, distill_features),
+        teacher=teacher,
         output_op=checked_output_op(output_op),
         threads=threads,
         tune_seconds=tune_seconds if tune else 0.0,

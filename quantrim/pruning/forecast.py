@@ -79,6 +79,7 @@ def forecast(
     config: PruneConfig | None = None,
     *,
     probe: Probe | None = None,
+    examples: Examples | None = None,
     ratios: Sequence[float] | None = None,
     engine: Engine | None = None,
     on_layer: Callable[[int, int], None] | None = None,
@@ -90,6 +91,7 @@ def forecast(
         example_inputs: of the shape that costs are counted for.
         config: criterion, method, limits, protected layers and seed count here.
         probe: labelled samples of a sensitivity analysis; None for none.
+        examples: for criteria that need gradients; the probe's batches and cross entropy by default.
         ratios: shares to measure at each group; None for as many as it takes, PaddleSlim's nine for its method.
         engine: where milliseconds count; its layers are timed, which takes seconds to minutes. None: FLOPs.
         on_layer: called with the number of layers timed and their total.
@@ -102,7 +104,7 @@ def forecast(
     if probe is None:
         return Forecast(found, predicted)
     groups = measured_groups(found)
-    examples = Examples(probe.batches, mean_cross_entropy)
+    examples = examples or Examples(probe.batches, mean_cross_entropy)
     scores = score(module, groups, config.criterion, examples=examples, seed=config.seed)
     usual = USUAL_RATIOS if config.method == "threshold" else None
     job = Job(

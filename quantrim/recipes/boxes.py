@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from quantrim.errors import ConfigError
 from quantrim.graph.from_torch import export_onnx, numbered
 from quantrim.recipes.loading import Loaded
 from quantrim.recipes.predict import Run
+from quantrim.vision.detection.distillation import box_distillation
 from quantrim.vision.detection.tail import DECODED, SUPPRESSED, attach_tail, decoder_behind
-from quantrim.vision.models.detection import require_detector
+from quantrim.vision.models.detection import is_detector, require_detector
 from quantrim.vision.views import Predict
 
 #: What a detector's file may end with: its maps, boxes and scores, or rows after suppression.
@@ -85,6 +87,11 @@ def deploy_keys(model: nn.Module, output_op: str, thresholds: Thresholds) -> dic
     decoder = decoder_behind(names, require_detector(model).decoder)
     chosen = {name: getattr(thresholds, name) for name in ("score", "iou", "before", "keep")}
     return {"decoder": decoder_to_json(decoder), "thresholds": chosen}
+
+
+def boxes_distance(teacher: nn.Module) -> Callable[[Any, Any], Tensor] | None:
+    """Loss of (a student's maps, this detector's maps); None for what is no detector."""
+    return partial(box_distillation, decoder=teacher.decoder) if is_detector(teacher) else None
 
 
 def boxes_run(loaded: Loaded, session: Session | None) -> tuple[Run, Decoder]:

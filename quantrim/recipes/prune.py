@@ -38,26 +38,21 @@ from quantrim.pruning.plan import (
 from quantrim.pruning.pruning import GroupReport, PruningResult, prune_as
 from quantrim.pruning.sensitivity.criteria import Examples
 from quantrim.pruning.sensitivity.curves import Sensitivity
-from quantrim.pruning.sensitivity.probe import Probe, cross_entropy, error_rate, iou_loss, mean_cross_entropy
+from quantrim.pruning.sensitivity.probe import Probe
 from quantrim.pruning.sensitivity.sensitivity import Progress, measure, require_workers
 from quantrim.pruning.sensitivity.statistics import recalibrate_batch_norm
 from quantrim.pruning.together import statistics_hold
-from quantrim.recipes.calibration import calibration_pairs
+from quantrim.recipes.boxes import boxes_distance
 from quantrim.recipes.loading import Loaded, load, load_float
+from quantrim.recipes.probes import LEGAL_METRICS, examples_of, probe_of
 from quantrim.recipes.runs import example_input, export, validation
 from quantrim.recipes.sensitivity_plot import plot_sensitivity
 from quantrim.scratch import claiming
 from quantrim.vision.config import Config, build_data, build_loss, build_optimizer
 from quantrim.vision.train import TrainResult, TrainSettings, train
 
-#: Losses that widths can be chosen by.
-METRICS = {"loss": cross_entropy, "error": error_rate, "iou": iou_loss}
 #: Fields of a request that pruning for latency takes as they are.
 _OPTIONS = ("criterion", "method", "limits", "protect", "seed")
-#: Pixels of all samples together that are measured on by default, and least and most samples.
-_PIXELS, _LEAST, _MOST = 32 * 512 * 512, 32, 1024
-#: Pixels of a batch, so that what lies before a group fits into memory; least and most samples of one.
-_PIXELS_OF_BATCH, _LEAST_OF_BATCH, _MOST_OF_BATCH = 2**20, 4, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +64,8 @@ class PruneRecipe:
         objective: "flops" or "latency".
         measure_sensitivity: measure what each group's channels are worth; else the criterion predicts it.
         ratios: shares of a group to measure; None for as many as it takes.
-        metric: what is measured: "loss" (cross entropy), "error" (share of wrong classes) or "iou".
+        metric: what is measured: "loss" (cross entropy; of a detector its own), "error" (share of wrong
+            classes), "iou", or of a detector "ap" (average precision image by image).
         samples: training images that losses and statistics are measured on; None for 32 large to 1024 small
             ones.
         workers: processes, or "ray".
@@ -102,7 +98,7 @@ class PruneRecipe:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, it is {value}.", field=name)
-        for name, legal in (("objective", ("flops", "latency")), ("metric", METRICS)):
+        for name, legal in (("objective", ("flops", "latency")), ("metric", LEGAL_METRICS)):
             word = getattr(self, name)
             if word not in legal:
                 raise ConfigError(f"unknown {name} {word!r}{did_you_mean(word, legal)}", field=name)
@@ -188,18 +184,26 @@ def forecast_config(
         ConfigError, DataError, ModelError, CheckpointError: one line each that says what is wrong.
     """
     loaded = load_float(config, weights)
-    probe = probe_of(config, recipe.samples, recipe.metric) if recipe.measures else None
-    return _forecast(loaded.model, example_input(loaded, recipe.shape), recipe, probe, listener or Listener())
+    probe = probe_of(config, recipe.samples, recipe.metric, loaded.model) if recipe.measures else None
+    examples = None if probe is None else examples_of(config, probe, loaded.model)
+    example = example_input(loaded, recipe.shape)
+    return _forecast(loaded.model, example, recipe, probe, examples, listener or Listener())
 
 
 def _forecast(
-    model: nn.Module, example: Tensor, recipe: PruneRecipe, probe: Probe | None, listener: Listener
+    model: nn.Module,
+    example: Tensor,
+    recipe: PruneRecipe,
+    probe: Probe | None,
+    examples: Examples | None,
+    listener: Listener,
 ) -> Forecast:
     return forecast(
         model,
         example,
         recipe.config,
         probe=probe if recipe.measures else None,
+        examples=examples,
         ratios=recipe.ratios,
         engine=recipe.engine if recipe.for_latency else None,
         on_layer=listener.timed,
@@ -257,7 +261,8 @@ class _Run:
         self.teacher = copy.deepcopy(self.loaded.model)
         self.judge = partial(_value, validation(config), settings.best_key)
         self.example = example_input(self.loaded, recipe.shape)
-        self.probe = probe_of(config, recipe.samples, recipe.metric)
+        self.probe = probe_of(config, recipe.samples, recipe.metric, self.loaded.model)
+        self.examples = examples_of(config, self.probe, self.loaded.model)
         self.plan = (plan_beside(weights) if weights else None) or empty_plan(self.loaded.model)
         self.evaluations = 0
         self.seconds = {"sensitivity": 0.0, "retraining": 0.0}
@@ -286,12 +291,12 @@ class _Run:
 
     def _prune(self, model: nn.Module, share: float, step: int) -> PruningResult:
         recipe, request = self.recipe, self.recipe.config
-        found = _forecast(model, self.example, recipe, self.probe, self.listener)
+        found = _forecast(model, self.example, recipe, self.probe, self.examples, self.listener)
         self.listener.forecast(found)
         if not request.of_channels:
             found.require(share)
         known = Known(
-            examples=Examples(self.probe.batches, mean_cross_entropy),
+            examples=self.examples,
             sensitivity=self._sensitivity(found, step),
             probe=self.probe if recipe.measures else None,
             surveyed=found.survey,
@@ -371,7 +376,7 @@ class _Run:
             scheduler=scheduler,
             validate=lambda module: {settings.best_key: self.judge(module)},
             teacher=self.teacher if self.recipe.distill else None,
-            distill=distillation_loss if self.recipe.distill else None,
+            distill=(boxes_distance(self.teacher) or distillation_loss) if self.recipe.distill else None,
             resume=folder if begun else None,
             progress=self.progress,
         )
@@ -415,26 +420,6 @@ class _Run:
 
 def _value(judge: Callable[[nn.Module], Mapping[str, Any]], key: str, module: nn.Module) -> float:
     return float(judge(module)[key])
-
-
-def probe_of(config: Config, samples: int | None = None, metric: str = "loss") -> Probe:
-    """Training images in batches of equal shape, for losses and statistics.
-
-    Args:
-        config: with a training set.
-        samples: number of images; None for as many as have the pixels of 32 images of 512x512, from 32 to 1024.
-        metric: one of METRICS.
-    """
-    first, _ = next(calibration_pairs(config, 1))
-    pixels = first.shape[-1] * first.shape[-2]
-    wanted = samples or min(_MOST, max(_LEAST, _PIXELS // pixels))
-    pairs = list(calibration_pairs(config, wanted))
-    size = min(_MOST_OF_BATCH, max(_LEAST_OF_BATCH, _PIXELS_OF_BATCH // pixels), len(pairs))
-    if len({image.shape for image, _ in pairs}) > 1:
-        size = 1
-    bundles = [pairs[start : start + size] for start in range(0, len(pairs) - len(pairs) % size, size)]
-    batches = (tuple(torch.stack(parts) for parts in zip(*bundle, strict=True)) for bundle in bundles)
-    return Probe(tuple((images, labels) for images, labels in batches), METRICS[metric])
 
 
 def _shares(ratio: float, steps: int) -> list[float]:

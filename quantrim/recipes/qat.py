@@ -30,6 +30,7 @@ from quantrim.judges import Judging
 from quantrim.qat.config import QATConfig
 from quantrim.qat.export.export import ExportResult
 from quantrim.qat.qat import QAT
+from quantrim.recipes.boxes import boxes_distance
 from quantrim.recipes.calibration import calibration_pairs
 from quantrim.recipes.judging import task_judge
 from quantrim.recipes.loading import QUANTIZATION_FILE, Loaded, load_float, write_quantization
@@ -60,6 +61,8 @@ class QatRecipe:
         samples: calibration samples.
         learning_rate: of the float weights; a tenth of the configuration's when None.
         distillation: learn from the FP32 model, too; None for labels alone.
+        teacher: weights of another model of the configuration that teaches, such as the unpruned one; None for
+            the model itself in FP32.
         output_op: what stands behind the logits, or the maps of a detector, in the file.
         threads: CPU threads of the latency measurement.
         engines: engines to ask; those of the target that are installed when None.
@@ -72,6 +75,7 @@ class QatRecipe:
     samples: int = 100
     learning_rate: float | None = None
     distillation: Distillation | None = None
+    teacher: str | Path | None = None
     output_op: OutputOp = "none"
     threads: int = 1
     engines: tuple[EngineName, ...] | None = None
@@ -276,7 +280,9 @@ def _train(
 
     distiller = None
     if recipe.distillation is not None:
-        distiller = Distiller(qat.module, teacher, recipe.distillation)
+        if recipe.teacher is not None:
+            teacher = load_float(config, recipe.teacher).model
+        distiller = Distiller(qat.module, teacher, recipe.distillation, boxes_distance(teacher))
     try:
         return train(
             qat.module,

@@ -61,7 +61,8 @@ class TrainSettings:
         num_workers: data loading processes.
         seed: of everything random.
         amp: bfloat16 autocast of the forward pass; losses and validation stay float32.
-        ema_decay: decay of a moving average of the weights, which is then what is validated; None for none.
+        ema_decay: decay of a moving average of the weights, which is then what is validated; None for none. It
+            begins shorter (:func:`decay_after`).
         best_key: metric that decides which checkpoint is best; larger is better.
         device: "auto", "cpu" or "cuda".
         clip_norm: largest norm of the gradient, None for no limit.
@@ -252,7 +253,7 @@ def _loop(
         run.scheduler.step()
         state.iteration += 1
         if run.average is not None:
-            _follow(run.average, run.model, float(settings.ema_decay or 0))
+            _follow(run.average, run.model, decay_after(state.iteration, float(settings.ema_decay or 0)))
         reporter.stepped()
         last = state.iteration == settings.iterations
         if last or state.iteration % settings.log_iters == 0:
@@ -320,6 +321,14 @@ def _log(run: _Run, reporter: Reporter, loss: float, rate: float) -> None:
     run.state.history.append({"iteration": run.state.iteration, "loss": loss, "lr": rate})
     parts = [float(part) for part in run.loss_fn.parts] if isinstance(run.loss_fn, Weighted) else []
     reporter.log(run.state.iteration, loss, rate, parts if len(parts) > 1 else ())
+
+
+def decay_after(iterations: int, decay: float) -> float:
+    """Decay of the moving average after so many iterations: at first shorter, so that the start is forgotten.
+
+    (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage, until that exceeds ``decay``.
+    """
+    return min(decay, (1 + iterations) / (10 + iterations))
 
 
 def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from quantrim.detection import (
@@ -29,6 +29,7 @@ from quantrim.vision.data.objects import Objects
 from quantrim.vision.data.sample import Sample, undo_boxes
 from quantrim.vision.evaluate import sample_groups
 from quantrim.vision.models.detection import require_detector
+from quantrim.vision.models.detection.decoded import canvas_of
 
 #: Images, float32 (N, C, H, W) → detections in pixels of the canvas.
 Detect = Callable[[np.ndarray], list[Detections]]
@@ -125,6 +126,33 @@ def detections_of(
             "Evaluate it on its own data, or set num_classes."
         )
     return found, truths
+
+
+@torch.no_grad()
+def precision_loss(maps: Sequence[Tensor], rows: Tensor, decoder: Decoder, thresholds: Thresholds) -> Tensor:
+    """One minus the mean average precision of each image: of its classes, at overlaps above 0.5.
+
+    A metric of a set is more than the mean of this over its images, but falls and rises with it, and compares
+    two states of a model image by image.
+
+    Args:
+        maps: raw maps of a batch.
+        rows: objects, float32 (N, M, 6) as losses read them.
+        decoder: what the maps mean.
+        thresholds: which boxes count.
+
+    Returns:
+        float64 (N,); 0 for an image without objects.
+    """
+    arrays = [one.float().cpu().numpy() for one in maps]
+    told = detect(decoder, arrays, canvas_of(decoder, maps), thresholds, len(rows))
+    losses = []
+    for found, row in zip(told, rows.cpu().numpy(), strict=True):
+        real = row[row[:, 0] >= 0]
+        truth = GroundTruth.of(real[:, 1:5], real[:, 0].astype(np.int64))
+        mean = voc_metric([found], [truth], decoder.num_classes, style="area").mean
+        losses.append(1 - mean if len(real) else 0.0)
+    return torch.tensor(losses, dtype=torch.float64)
 
 
 def evaluate_boxes(

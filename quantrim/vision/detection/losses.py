@@ -21,6 +21,7 @@ from quantrim.errors import ConfigError, did_you_mean
 from quantrim.vision.detection.assignment import Assigned, simota, ssd_match
 from quantrim.vision.models.detection.decoded import (
     by_anchor,
+    canvas_of,
     cells,
     corners,
     dfl_boxes,
@@ -243,8 +244,7 @@ def ssd_loss(maps: Maps, rows: Tensor, decoder: SsdDecoder, *, negatives: float 
         negatives: background boxes that count for each matched one.
     """
     levels = len(decoder.sizes)
-    size = (decoder.stride * int(maps[0].shape[2]), decoder.stride * int(maps[0].shape[3]))
-    priors = ssd_priors(decoder, maps[:levels], size)
+    priors = ssd_priors(decoder, maps[:levels], canvas_of(decoder, maps))
     boxes = corners(priors[:, :2], priors[:, 2:])
     logits, offsets = ssd_rows(maps[:levels], decoder.sizes), ssd_rows(maps[levels:], decoder.sizes)
     total, count = rows.new_zeros(()), 0.0

@@ -116,6 +116,21 @@ def _ssd(decoder: SsdDecoder, maps: Sequence[Tensor], size: Size) -> tuple[Tenso
     return boxes, ssd_rows(maps[:levels], decoder.sizes).softmax(dim=-1)[..., 1:]
 
 
+def canvas_of(decoder: Decoder, maps: Sequence[Tensor]) -> Size:
+    """Height and width of the images that raw maps were made of, multiples of the first level's stride.
+
+    Raises:
+        ModelError: the decoder belongs to files that decode themselves.
+    """
+    if isinstance(decoder, SsdDecoder):
+        stride = decoder.stride
+    elif isinstance(decoder, YoloV3Decoder | YoloXDecoder | DflDecoder):
+        stride = decoder.strides[0]
+    else:
+        raise ModelError(f"decoder {decoder.type!r} reads files that decode themselves.")
+    return stride * int(maps[0].shape[2]), stride * int(maps[0].shape[3])
+
+
 def candidates(decoder: Decoder, maps: Sequence[Tensor], size: Size) -> tuple[Tensor, Tensor]:
     """Boxes (N, P, 4) in pixels of the canvas and scores (N, P, C), as the decoder's numpy twin gives them.
 
