@@ -14,8 +14,10 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	touch $@
 
+# TASK=detection for boxes instead of masks.
+TASK ?= segmentation
 demo: setup
-	$(BIN)/quantrim demo --save-dir output/demo
+	$(BIN)/quantrim demo --task $(TASK) --save-dir output/demo
 
 # Two workers of one thread each: on two cores faster than one of two.
 test: setup

@@ -12,6 +12,7 @@ from quantrim.cli.output import JsonOption, console_for, emit_json
 
 def demo(
     save_dir: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("output/demo"),
+    task: Annotated[str, typer.Option(help="segmentation or detection.")] = "segmentation",
     iters: Annotated[int | None, typer.Option(min=1, help="Training iterations.")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Validation pictures to judge on.")] = None,
     json_target: JsonOption = None,
@@ -21,7 +22,7 @@ def demo(
     from quantrim.recipes.demo import demo as run
 
     console = console_for(json_target)
-    result = run(save_dir, iterations=iters, images=images, say=console.print)
+    result = run(save_dir, task=task, iterations=iters, images=images, say=console.print)
     show(console, result.quantized)
     console.print(f"[bold]everything is in {save_dir}; open {result.report}[/bold]")
     emit_json({"command": "demo", "accuracy": result.accuracy, **result.quantized.to_json()}, json_target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,11 +66,11 @@ def predict(
 
     The data set of the configuration need not be on this disk.
     """
-    from quantrim.detection import Thresholds
     from quantrim.engines import open_session
     from quantrim.recipes.boxes import boxes_run, only_output
+    from quantrim.recipes.judging import detection_test
     from quantrim.recipes.loading import load
-    from quantrim.recipes.predict import Prediction, palette_of, predict_files
+    from quantrim.recipes.predict import Prediction, palette_of, predict_files, write_boxes
     from quantrim.vision.config import export_transforms
     from quantrim.vision.palette import PALETTE
 
@@ -84,7 +85,7 @@ def predict(
         run, decoder = boxes_run(
             loaded, None if model is None else open_session(model, engine, threads=threads)
         )
-        told = Thresholds(score=score)
+        told = replace(detection_test(loaded.config).thresholds, score=score)
         how = Prediction("detection", transforms, facts.names, facts.shape[2], palette, decoder, told)
     else:
         predict_one = views.of(predictor_of(loaded, model, engine, threads, device))
@@ -96,6 +97,8 @@ def predict(
         console.print(line_of(result), markup=False)
     if facts.task != "classification":
         console.print(f"images are in {save_dir}")
+    if facts.task == "detection":
+        console.print(f"boxes are in {write_boxes(results, save_dir)}")
     emit_json({"command": "predict", "results": results}, json_target)
 
 

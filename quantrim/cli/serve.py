@@ -28,6 +28,7 @@ def serve(
     max_mb: Annotated[float, typer.Option(min=0.001, help="Largest upload.")] = 20.0,
     max_megapixels: Annotated[float, typer.Option(min=0.001, help="Largest image, by its header.")] = 16.0,
     resize: Annotated[bool, typer.Option("--resize", help="Stretch images to a fixed model size.")] = False,
+    score: Annotated[float, typer.Option(min=0, max=1, help="Detection: boxes below are not told.")] = 0.25,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve MODEL over HTTP: POST an image to /predict."""
@@ -50,5 +51,5 @@ def serve(
         max_bytes=int(max_mb * 1e6),
         max_pixels=int(max_megapixels * 1e6),
     )
-    artefact = load_artefact(model, deploy, threads=threads, streams=workers, resize=resize)
+    artefact = load_artefact(model, deploy, threads=threads, streams=workers, resize=resize, score=score)
     run(artefact, limits, host=host, port=port, log_level=log_level)

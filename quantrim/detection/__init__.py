@@ -19,7 +19,7 @@ from quantrim.detection.decoders import (
 )
 from quantrim.detection.fidelity import BoxFidelity, box_fidelity
 from quantrim.detection.letterbox import Frame, letterbox
-from quantrim.detection.selection import Thresholds, detect, nms, select
+from quantrim.detection.selection import Thresholds, detect, nms, select, thresholds_from
 
 __all__ = [
     "BoxFidelity",
@@ -47,6 +47,7 @@ __all__ = [
     "letterbox",
     "nms",
     "select",
+    "thresholds_from",
     "to_corners",
     "voc_metric",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from quantrim.detection.boxes import Detections, clipped, iou_matrix
 from quantrim.detection.decoders import Decoder, RowsDecoder
-from quantrim.errors import ConfigError
+from quantrim.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,20 @@ class Thresholds:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and 1.")
         if self.before < 1 or self.keep < 1:
             raise ConfigError(f"before is {self.before}, keep {self.keep}; both must be at least 1.")
+
+
+def thresholds_from(values: Mapping[str, float]) -> Thresholds:
+    """Thresholds of a mapping such as ``{score: 0.25, iou: 0.45}``.
+
+    Raises:
+        ConfigError: an unknown name, or a value that is out of range.
+    """
+    known = [entry.name for entry in fields(Thresholds)]
+    unknown = next((name for name in values if name not in known), None)
+    if unknown is not None:
+        raise ConfigError(f"threshold {str(unknown)!r} is unknown{did_you_mean(str(unknown), known)}")
+    chosen = {name: value if name in ("score", "iou") else int(value) for name, value in values.items()}
+    return Thresholds(**chosen)  # type: ignore[arg-type]
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:

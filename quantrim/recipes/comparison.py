@@ -12,17 +12,24 @@ from typing import Any
 import cv2
 import numpy as np
 
+from quantrim.detection import Detections, box_fidelity
 from quantrim.errors import ConfigError, ModelError
 from quantrim.graph.feeds import image_files
 from quantrim.images import read_image
 from quantrim.recipes.deployment import Deployment
-from quantrim.recipes.predict import overlaid, ranked
+from quantrim.recipes.predict import boxed, overlaid, ranked
 from quantrim.vision.data.datasets import Truth, VisionData
+from quantrim.vision.data.objects import Objects
 from quantrim.vision.data.sample import Sample, apply, classes_of
+from quantrim.vision.detection.evaluate import Detect, restored
 from quantrim.vision.views import Predict
 
 #: Longest side of a picture in the page.
 _SIDE = 480
+#: Boxes with a lower score are not shown.
+_SURE = 0.3
+#: Images, float32 (N, C, H, W) → scores of all, or detections on the canvas of each.
+Answers = Predict | Detect
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,7 @@ def examples_of_files(
 
 
 def compare(
-    predictors: Mapping[str, Predict],
+    predictors: Mapping[str, Answers],
     examples: Iterable[ComparedImage],
     task: str,
     class_names: Sequence[str] = (),
@@ -78,37 +85,39 @@ def compare(
     """What each predictor makes of each picture, as data for the report.
 
     Args:
-        predictors: "FP32" and "INT8", say: images → logits, or classes.
+        predictors: "FP32" and "INT8", say: images → logits, classes, or detections on the canvas.
         examples: pictures.
-        task: "segmentation": an overlay each, and the truth; "classification": the likeliest classes in words.
+        task: "segmentation": an overlay each, and the truth; "classification": the likeliest classes in words;
+            "detection": boxes with a score above 0.3, and the true ones.
         class_names: names for the classes.
 
     Returns:
         An entry a picture: "caption", and "views" with "name", "png_base64" and "text".
 
     Raises:
-        ConfigError: the task is none of the two.
+        ConfigError: the task is none of these.
         ModelError: a predictor does not give what the task needs.
     """
-    if task not in ("segmentation", "classification"):
-        raise ConfigError(f"task {task!r} can't be shown; legal: segmentation, classification.")
-    view = _overlays if task == "segmentation" else _words
+    views = {"segmentation": _overlays, "classification": _words, "detection": _boxes}
+    if task not in views:
+        raise ConfigError(f"task {task!r} can't be shown; legal: {', '.join(views)}.")
+    view = views[task]
     return [{"caption": one.caption, "views": view(one, predictors, class_names)} for one in examples]
 
 
-def _scores(predict: Predict, example: ComparedImage) -> np.ndarray:
+def _answer(predict: Answers, example: ComparedImage) -> Any:
     image = np.ascontiguousarray(example.sample.image.transpose(2, 0, 1)[None], np.float32)
     return predict(image)[0]
 
 
 def _overlays(
-    example: ComparedImage, predictors: Mapping[str, Predict], class_names: Sequence[str]
+    example: ComparedImage, predictors: Mapping[str, Answers], class_names: Sequence[str]
 ) -> list[dict[str, str]]:
     maps: dict[str, np.ndarray] = {}
     if isinstance(example.truth, np.ndarray):
         maps["truth"] = example.truth
     for name, predict in predictors.items():
-        scores = _scores(predict, example)
+        scores = _answer(predict, example)
         if scores.ndim < 2:
             raise ModelError(f"{name} gives {scores.shape} for a picture; segmentation needs a class a pixel.")
         maps[name] = classes_of(scores, example.sample)
@@ -120,12 +129,32 @@ def _overlays(
     return views
 
 
+def _boxes(
+    example: ComparedImage, predictors: Mapping[str, Answers], class_names: Sequence[str]
+) -> list[dict[str, str]]:
+    told: dict[str, Detections] = {}
+    if isinstance(example.truth, Objects):
+        count = len(example.truth)
+        told["truth"] = Detections(example.truth.boxes, np.ones(count, np.float32), example.truth.labels)
+    for name, predict in predictors.items():
+        told[name] = restored(_answer(predict, example).above(_SURE), example.sample)
+    views = [_view(name, np.asarray(boxed(example.picture, one, class_names))) for name, one in told.items()]
+    names = list(predictors)
+    if len(names) > 1:
+        pair = [told[names[0]]], [told[names[-1]]]
+        kept = box_fidelity(
+            *pair, 1 + int(max(one.labels.max(initial=0) for one in told.values())), score=_SURE
+        )
+        views[-1]["text"] = f"{kept.kept:.0%} of the {kept.reference_boxes} boxes of {names[0]} kept"
+    return views
+
+
 def _words(
-    example: ComparedImage, predictors: Mapping[str, Predict], class_names: Sequence[str]
+    example: ComparedImage, predictors: Mapping[str, Answers], class_names: Sequence[str]
 ) -> list[dict[str, str]]:
     told = []
     for name, predict in predictors.items():
-        scores = _scores(predict, example)
+        scores = _answer(predict, example)
         if scores.ndim != 1:
             raise ModelError(
                 f"{name} gives {scores.shape} for a picture; classification needs a score a class."

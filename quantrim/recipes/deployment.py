@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from quantrim.detection import Decoder, decoder_from
+from quantrim.detection import Decoder, Thresholds, decoder_from, thresholds_from
 from quantrim.errors import ConfigError
 from quantrim.vision.data.sample import Sample, Transform, apply
 from quantrim.vision.document import read_document
@@ -29,6 +29,7 @@ class _Deploy(BaseModel):
     precision: str | None = None
     channels: Literal[1, 3] = 3
     decoder: dict[str, Any] | None = None
+    thresholds: dict[str, float] | None = None
 
 
 class _File(BaseModel):
@@ -50,6 +51,7 @@ class Deployment:
         channels: of the images.
         precision: in which the file shall run; None for the engine's own choice of FP32.
         decoder: what the outputs of a detector mean.
+        thresholds: which of its boxes are told; None where the file does not say.
     """
 
     transforms: tuple[Transform, ...]
@@ -60,6 +62,7 @@ class Deployment:
     channels: int = 3
     precision: str | None = None
     decoder: Decoder | None = None
+    thresholds: Thresholds | None = None
 
 
 def read_deployment(deploy: str | Path) -> Deployment:
@@ -77,6 +80,10 @@ def read_deployment(deploy: str | Path) -> Deployment:
         raise document.fail(key, rule, line_key) from error
     except ConfigError as error:
         raise document.fail("Deploy.decoder", str(error)) from error
+    try:
+        thresholds = None if found.thresholds is None else thresholds_from(found.thresholds)
+    except ConfigError as error:
+        raise document.fail("Deploy.thresholds", str(error)) from error
     return Deployment(
         transforms=tuple(one.transform for one in found.transforms),
         task=found.task,
@@ -86,6 +93,7 @@ def read_deployment(deploy: str | Path) -> Deployment:
         channels=found.channels,
         precision=found.precision,
         decoder=decoder,
+        thresholds=thresholds,
     )
 
 

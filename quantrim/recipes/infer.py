@@ -6,7 +6,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from quantrim.errors import ConfigError, ModelError
 from quantrim.files import write_json
 from quantrim.recipes.deploy import deploy_of
 from quantrim.recipes.deployment import Deployment, read_deployment
-from quantrim.recipes.predict import Prediction, predict_files
+from quantrim.recipes.predict import Prediction, predict_files, write_boxes
 from quantrim.vision.palette import PALETTE
 
 #: Untimed runs before a benchmark.
@@ -123,7 +123,7 @@ def infer(
         model: the file.
         deployment: what its deploy.yaml says.
         images: image, folder, or list file.
-        save_dir: gets images of predictions, and ``infer.json``.
+        save_dir: gets images of predictions, and ``infer.json``; of a detector ``coco_results.json``, too.
         running: engine, precision, threads, batch.
         palette: colours of the classes.
         score: boxes below are not told.
@@ -145,7 +145,7 @@ def infer(
         deployment.channels,
         palette,
         deployment.decoder,
-        Thresholds(score=score),
+        replace(deployment.thresholds or Thresholds(), score=score),
     )
     shapes: list[tuple[int, ...]] = []
 
@@ -168,6 +168,8 @@ def infer(
         latency=timed,
     )
     write_json(save_dir / "infer.json", found.to_json())
+    if deployment.task == "detection":
+        write_boxes(found.results, save_dir)
     return found
 
 

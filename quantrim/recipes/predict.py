@@ -14,7 +14,7 @@ from PIL import Image
 
 from quantrim.detection import Decoder, Detections, Thresholds, detect
 from quantrim.errors import ConfigError
-from quantrim.files import atomic_path
+from quantrim.files import atomic_path, write_json
 from quantrim.graph.feeds import image_files
 from quantrim.images import read_image
 from quantrim.vision.data.sample import Sample, Transform, apply, classes_of, undo_boxes
@@ -128,7 +128,12 @@ def _shown(told: Any, item: _Item, how: Prediction, save_dir: Path, source: Path
         rows = zip(found.labels, found.scores, found.boxes, strict=True)
         return {
             "boxes": [
-                {"class": _class_name(int(label), how.class_names), "score": float(score), "box": box.tolist()}
+                {
+                    "class": _class_name(int(label), how.class_names),
+                    "index": int(label),
+                    "score": float(score),
+                    "box": box.tolist(),
+                }
                 for label, score, box in rows
             ]
         }
@@ -138,6 +143,30 @@ def _shown(told: Any, item: _Item, how: Prediction, save_dir: Path, source: Path
     write_prediction(item.image, classes, save_dir, _below(item.path, source), how.palette)
     shares = np.bincount(classes.ravel(), minlength=1) / classes.size
     return {"area": {_class_name(i, how.class_names): float(share) for i, share in enumerate(shares) if share}}
+
+
+def write_boxes(results: Sequence[Mapping[str, Any]], save_dir: Path) -> Path:
+    """Write what :func:`predict_files` told of a detector in COCO's result format.
+
+    Args:
+        results: images count from 1 in their order, classes from 1 in theirs; each entry names its file, too.
+        save_dir: gets ``coco_results.json``.
+    """
+    entries = [
+        {
+            "image_id": number,
+            "category_id": box["index"] + 1,
+            "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
+            "score": round(box["score"], 6),
+            "file_name": result["image"],
+        }
+        for number, result in enumerate(results, 1)
+        for box in result["boxes"]
+        for x1, y1, x2, y2 in [box["box"]]
+    ]
+    path = save_dir / "coco_results.json"
+    write_json(path, entries)
+    return path
 
 
 def _below(path: Path, source: Path) -> Path:

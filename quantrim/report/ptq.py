@@ -26,7 +26,7 @@ def view(result: Mapping[str, Any]) -> View:
     sections = [
         *engine_sections(result),
         _file(result),
-        *_accuracy(result.get("accuracy", ())),
+        *_accuracy(result.get("accuracy", ()), result.get("metric", "mIoU")),
         *picture_sections(result),
         *([training] if training else []),
         *fallback_sections([engine["verdict"] for engine in engines]),
@@ -53,7 +53,7 @@ def _file(result: Mapping[str, Any]) -> Section:
     return Section("The file", joined(body, paragraph(few) if few else None), wide=True)
 
 
-def _accuracy(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
+def _accuracy(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Section]:
     if not rows:
         return []
     cells = []
@@ -61,7 +61,7 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
         fp32, int8 = row["fp32"], row["int8"]
         cells.append((engine_name(row["name"]), f"{fp32:.4f}", f"{int8:.4f}", f"{int8 - fp32:+.4f}"))
     body = table(("engine", "FP32", "INT8", "difference"), cells)
-    return [Section("Accuracy on validation pictures (mIoU)", body, wide=True)]
+    return [Section(f"Accuracy on validation pictures ({metric})", body, wide=True)]
 
 
 def _histograms(histograms: Sequence[Mapping[str, Any]]) -> list[Section]:

@@ -1,4 +1,4 @@
-"""Scores of a model as what a client gets: named classes, shares of the area, or a mask."""
+"""What a model says as what a client gets: named classes, shares of the area, a mask, or boxes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from quantrim.detection import Detections
 from quantrim.serving.artefact import Artefact
-from quantrim.vision.data.sample import Sample, classes_of
+from quantrim.vision.data.sample import Sample, classes_of, undo_boxes
 from quantrim.vision.palette import PALETTE
 
 
@@ -43,6 +44,17 @@ def area_shares(artefact: Artefact, classes: np.ndarray) -> list[dict[str, Any]]
     counts = np.bincount(classes.ravel())
     order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
     return [{"class": artefact.name_of(i), "index": i, "share": float(counts[i] / classes.size)} for i in order]
+
+
+def boxes_told(artefact: Artefact, found: Detections, sample: Sample) -> list[dict[str, Any]]:
+    """Boxes in pixels of the image that was sent, best first: corners x1, y1, x2, y2, class and score."""
+    height, width = sample.image.shape[:2]
+    boxes = undo_boxes(found.boxes, sample.steps, (height, width))
+    rows = zip(found.labels.tolist(), found.scores.tolist(), boxes.tolist(), strict=True)
+    return [
+        {"class": artefact.name_of(label), "index": label, "score": score, "box": box}
+        for label, score, box in rows
+    ]
 
 
 def mask_png(classes: np.ndarray) -> bytes:

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from quantrim.serving.answers import area_shares, mask_png, pixel_classes, top_classes
+from quantrim.serving.answers import area_shares, boxes_told, mask_png, pixel_classes, top_classes
 from quantrim.serving.artefact import Artefact
 from quantrim.serving.batcher import MicroBatcher
 from quantrim.serving.limits import Refusal, ServiceLimits
@@ -77,6 +77,8 @@ class Service:
         scores = await asyncio.wrap_future(self.batcher.submit(image))
         if artefact.task == "classification":
             return JSONResponse({"classes": top_classes(artefact, scores)})
+        if artefact.task == "detection":
+            return JSONResponse({"boxes": boxes_told(artefact, scores, sample)})
         classes = await loop.run_in_executor(self.decoders, pixel_classes, scores, sample)
         if answer == "mask":
             return Response(
@@ -111,7 +113,7 @@ def create_app(artefact: Artefact, limits: ServiceLimits | None = None) -> FastA
 
 def _add_routes(app: FastAPI, service: Service) -> None:
     async def predict(request: Request, answer: str = "shares") -> Response:
-        """The image's top-5 classes, shares of its area, or (answer=mask) its mask as a palette PNG."""
+        """The image's top-5 classes, boxes, shares of its area, or (answer=mask) its mask as a palette PNG."""
         _require_answer(service.artefact, answer)
         with service.room.share() as share:
             return await service.answer(await image_bytes(request, service.limits, share), answer)
@@ -144,8 +146,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 def _require_answer(artefact: Artefact, answer: str) -> None:
     if answer not in ("shares", "mask"):
         raise Refusal(400, f"answer={answer[:40]!r} is unknown; legal: shares, mask.")
-    if artefact.task == "classification" and answer == "mask":
-        raise Refusal(400, "this model classifies whole images; it has no mask. Leave answer=mask out.")
+    if artefact.task != "segmentation" and answer == "mask":
+        told = {"classification": "classifies whole images", "detection": "tells boxes"}[artefact.task]
+        raise Refusal(400, f"this model {told}; it has no mask. Leave answer=mask out.")
 
 
 async def _refusal(request: Request, error: Exception) -> JSONResponse:

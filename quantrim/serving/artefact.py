@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,20 @@ import numpy as np
 import openvino as ov
 import yaml
 
+from quantrim.detection import Decoder, Detections, Thresholds, decoder_from, detect, thresholds_from
 from quantrim.engines.openvino import OpenVinoSession
 from quantrim.errors import ConfigError
 from quantrim.images import ImageError
+from quantrim.serving.batcher import Predict
 from quantrim.serving.limits import Refusal
 from quantrim.vision.data.color import Normalize, RandomBlur, RandomDistort, RandomNoise
 from quantrim.vision.data.geometry import Resize
 from quantrim.vision.data.sample import Sample, Transform, apply
 from quantrim.vision.data.transforms import transform_named
 
-Predict = Callable[[np.ndarray], np.ndarray]
-
+TASKS = ("classification", "segmentation", "detection")
+#: Boxes with a lower score are not told, unless the service is started with another threshold.
+SCORE = 0.25
 #: Transforms that leave the size of an image alone.
 _SIZE_KEEPING = (Normalize, RandomBlur, RandomNoise, RandomDistort)
 
@@ -33,10 +36,13 @@ class Artefact:
     Attributes:
         path: the .onnx file.
         session: the compiled model.
-        task: "classification" or "segmentation".
-        output: what stands behind the logits: "none", "softmax" or "argmax".
+        task: "classification", "segmentation" or "detection".
+        output: what stands behind the logits: "none", "softmax" or "argmax"; behind a detector's maps: "raw",
+            "decoded" or "nms".
         classes: names, in order; may be empty.
         transforms: preprocessing of validation.
+        decoder: of a detector's outputs.
+        thresholds: which boxes are told.
     """
 
     path: Path
@@ -45,6 +51,8 @@ class Artefact:
     output: str
     classes: tuple[str, ...]
     transforms: Sequence[Transform]
+    decoder: Decoder | None = None
+    thresholds: Thresholds = field(default_factory=lambda: Thresholds(score=SCORE))
 
     @property
     def channels(self) -> int:
@@ -119,20 +127,27 @@ class Artefact:
 
     def _predictor(self) -> Predict:
         request: ov.InferRequest = self.session.compiled.create_infer_request()
-        fixed = self.session.inputs[0].shape[0]
+        fixed, count = self.session.inputs[0].shape[0], len(self.session.outputs)
 
-        def run(images: np.ndarray) -> np.ndarray:
+        def run(images: np.ndarray) -> Sequence[Any]:
             request.infer([images], share_inputs=True)
-            return request.get_output_tensor(0).data.copy()
+            if self.decoder is None:
+                return request.get_output_tensor(0).data.copy()
+            return self._boxes([request.get_output_tensor(place).data for place in range(count)], images)
 
-        def run_fixed(images: np.ndarray) -> np.ndarray:
+        def run_fixed(images: np.ndarray) -> Sequence[Any]:
             assert fixed is not None
             missing = -len(images) % fixed
             full = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
             parts = [run(full[start : start + fixed]) for start in range(0, len(full), fixed)]
-            return np.concatenate(parts)[: len(images)]
+            return [one for part in parts for one in part][: len(images)]
 
         return run if fixed is None else run_fixed
+
+    def _boxes(self, outputs: Sequence[np.ndarray], images: np.ndarray) -> list[Detections]:
+        """Detections on the canvas, of each image."""
+        assert self.decoder is not None
+        return detect(self.decoder, outputs, images.shape[2:], self.thresholds, len(images))
 
 
 def load_artefact(
@@ -142,6 +157,7 @@ def load_artefact(
     threads: int | None = None,
     streams: int = 1,
     resize: bool = False,
+    score: float = SCORE,
 ) -> Artefact:
     """Compile a model and read its ``deploy.yaml``.
 
@@ -151,6 +167,7 @@ def load_artefact(
         threads: CPU threads; None for all cores.
         streams: batches that run in parallel.
         resize: stretch prepared images to the model's size where that is fixed.
+        score: a detector's boxes below are not told.
 
     Raises:
         ConfigError: deploy.yaml is missing or says too little, or the model takes no single image input.
@@ -172,14 +189,19 @@ def load_artefact(
         output=content.get("output", "none"),
         classes=tuple(map(str, content.get("classes") or ())),
         transforms=tuple(transforms),
+        decoder=decoder_from(content["decoder"]) if content["task"] == "detection" else None,
+        # the file's score is that of a metric
+        thresholds=replace(thresholds_from(content.get("thresholds") or {}), score=score),
     )
 
 
 def _deploy(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))["Deploy"]
-        if content["task"] not in ("classification", "segmentation"):
-            raise ConfigError(f"{path}: task {content['task']!r}; legal: classification, segmentation.")
+        if content["task"] not in TASKS:
+            raise ConfigError(f"{path}: task {content['task']!r}; legal: {', '.join(TASKS)}.")
+        if content["task"] == "detection" and not content.get("decoder"):
+            raise ConfigError(f"{path}: Deploy.decoder is missing, such as {{type: yolox, num_classes: 80}}.")
         return {**content, "transforms": list(content["transforms"])}
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: no deploy.yaml with Deploy.task and .transforms ({error}).") from error

@@ -13,20 +13,21 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from quantrim.serving.limits import Refusal
 
-#: Images float32 (N, C, H, W) → scores (N, ...).
-Predict = Callable[[np.ndarray], np.ndarray]
+#: Images float32 (N, C, H, W) → an answer each: scores, or a detector's boxes.
+Predict = Callable[[np.ndarray], Sequence[Any]]
 _STOPPING = "the service is stopping."
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     image: np.ndarray
-    answer: Future[np.ndarray]
+    answer: Future[Any]
     since: float = field(default_factory=time.monotonic)
 
 
@@ -71,8 +72,8 @@ class MicroBatcher:
         """Images that wait now."""
         return self._waiting.qsize()
 
-    def submit(self, image: np.ndarray) -> Future[np.ndarray]:
-        """Scores of one image, later.
+    def submit(self, image: np.ndarray) -> Future[Any]:
+        """What the model says of one image, later.
 
         Args:
             image: float32 (C, H, W).
