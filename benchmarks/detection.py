@@ -97,14 +97,13 @@ class Making:
         return np.stack([image.numpy() for image, _ in calibration_pairs(self.config, self.options.samples)])
 
     def _quantized(self, source: Path, prefix: str) -> None:
-        for name, options in {
-            "ptq": {},
-            "ptq_openvino": {"target": "openvino"},
-            "ptq_heads": {"float_heads": False},
-        }.items():
+        variants: dict[str, dict[str, Any]] = {"ptq": {}, "ptq_openvino": {"target": "openvino"}}
+        if not prefix:
+            variants["ptq_heads"] = {"float_heads": False}
+        for name, options in variants.items():
             path = self.folder / f"{prefix}{name}.onnx"
-            if not prefix or name != "ptq_heads":
-                self._once(path, lambda: ptq(source, self._images(), path, **{"float_heads": True, **options}))  # noqa: B023
+            if not path.is_file():
+                ptq(source, self._images(), path, **{"float_heads": True, "engines": (), **options})
         self._once(self.folder / f"{prefix}nncf.onnx", lambda: self._nncf(source, prefix))
 
     def _nncf(self, source: Path, prefix: str) -> None:
@@ -119,7 +118,7 @@ class Making:
         onnx.save(made, self.folder / f"{prefix}nncf.onnx")
 
     def _quantized_training(self, name: str, weights: Path, teacher: Path | None = None) -> None:
-        recipe = QatRecipe(distillation=Distillation(), teacher=teacher, engines=("openvino",))
+        recipe = QatRecipe(distillation=Distillation(), teacher=teacher, engines=())
         settings = settings_of(self.config, self.options.qat_iters)
         folder = self.folder / name
         train_quantized(self.config, weights, settings, folder, recipe, resume=resumed(folder))

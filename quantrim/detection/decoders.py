@@ -18,11 +18,17 @@ from quantrim.errors import ConfigError, ModelError, in_words
 
 Candidates = tuple[np.ndarray, np.ndarray]
 Size = tuple[int, int]
+_LARGEST_LOG = np.float32(20)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """1 / (1 + e^-x) without overflow."""
     return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def exponential(x: np.ndarray) -> np.ndarray:
+    """e^x of a size's logarithm; beyond e^20 a box is larger than any canvas, and infinity has no corners."""
+    return np.exp(np.minimum(x, _LARGEST_LOG))
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -105,7 +111,7 @@ class YoloV3Decoder:
             )
         values = output.reshape(batch, len(anchors), each, height * width).transpose(0, 1, 3, 2)
         centres = (sigmoid(values[..., :2]) + _cells(height, width)) * stride
-        sizes = np.exp(values[..., 2:4]) * anchors[None, :, None]
+        sizes = exponential(values[..., 2:4]) * anchors[None, :, None]
         boxes = to_corners(np.concatenate([centres, sizes], axis=-1))
         objects = sigmoid(values[..., 4:5])
         scores = objects * sigmoid(values[..., 5:]) * (objects >= self.objectness)
@@ -136,7 +142,7 @@ class YoloXDecoder:
         _require_width(rows, 5 + self.num_classes, self.type)
         cells, steps = _points(size, self.strides)
         _require_points(rows, len(cells), size, self.type)
-        boxes = np.concatenate([(rows[..., :2] + cells) * steps, np.exp(rows[..., 2:4]) * steps], axis=-1)
+        boxes = np.concatenate([(rows[..., :2] + cells) * steps, exponential(rows[..., 2:4]) * steps], axis=-1)
         scores = rows[..., 4:] if self.activated else sigmoid(rows[..., 4:])
         return to_corners(boxes), scores[..., :1] * scores[..., 1:]
 
@@ -205,7 +211,7 @@ class SsdDecoder:
         offsets = self._by_box(outputs[levels:], 4)
         priors = self.priors(grids, size)
         centres = offsets[..., :2] / np.float32(self.weights[0]) * priors[:, 2:] + priors[:, :2]
-        sizes = np.exp(offsets[..., 2:] / np.float32(self.weights[1])) * priors[:, 2:]
+        sizes = exponential(offsets[..., 2:] / np.float32(self.weights[1])) * priors[:, 2:]
         boxes = to_corners(np.concatenate([centres, sizes], axis=-1))
         return boxes, softmax(classes)[..., 1:]
 

@@ -166,3 +166,11 @@ def test_what_is_no_decoder_is_named(values, words):
 def test_outputs_that_do_not_fit_are_told(decoder, outputs, words):
     with pytest.raises(ModelError, match=words):
         detect(decoder, outputs, SIZE)
+
+
+@pytest.mark.filterwarnings("error")
+def test_sizes_beyond_all_bounds_are_boxes_as_large_as_the_canvas():
+    outputs = [np.full((1, 8, 2, 2), 500.0, np.float32)]
+    (found,) = detect(YoloV3Decoder(3, (((10.0, 10.0),),), (32,)), outputs, (64, 64), Thresholds(score=0.5))
+    assert np.isfinite(found.boxes).all()
+    np.testing.assert_allclose(found.boxes[0], [0, 0, 64, 64])

@@ -66,3 +66,10 @@ def test_a_quantized_student_comes_nearer_to_its_teacher():
 def test_an_unknown_feature_is_named():
     with pytest.raises(ConfigError, match="feature '7' is no module"):
         Distiller(net(), net(), Distillation(features=("7",)))
+
+
+def test_features_whose_width_was_pruned_are_refused():
+    student, teacher = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3)), net()[::2]
+    distiller = Distiller(student, teacher, Distillation(features=("0",)))
+    with pytest.raises(ConfigError, match=r"feature '0' is \(4, 6, 6, 6\).*its width was pruned"):
+        distiller(student(X), X)
