@@ -109,7 +109,7 @@ def demo(
     say(f"2. exported to {fp32}; largest difference from torch {difference:.1e}")
     calibration = _feeds(load_config(story.config, ["val_dataset.mode=train", "val_dataset.count=100"]), 100)
     judge = task_judge(config, data=loaded.data, limit=images)
-    boxes = {"decoder": judge.decoder, "float_heads": True} if judge.decoder is not None else {}
+    boxes: dict[str, Any] = {"decoder": judge.decoder, "float_heads": True} if judge.decoder is not None else {}
     quantized = ptq(fp32, calibration, int8, task=task, source="as the data set says", **boxes)
     int8 = Path(quantized.output)
     say(f"3. quantized to {int8} in {quantized.seconds:.1f} s")

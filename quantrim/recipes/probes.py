@@ -73,7 +73,8 @@ def _losses(config: Config, metric: str, model: nn.Module | None) -> Callable[[A
 
 def examples_of(config: Config, probe: Probe, model: nn.Module) -> Examples:
     """The probe's batches with a loss that has gradients, for criteria that need them."""
-    loss = partial(_mean_loss, build_loss(config, 255, model)) if is_detector(model) else mean_cross_entropy
+    boxes = is_detector(model)
+    loss = partial(_mean_loss, build_loss(config, 255, model)) if boxes else mean_cross_entropy
     return Examples(probe.batches, loss)
 
 
