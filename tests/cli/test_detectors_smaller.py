@@ -96,7 +96,8 @@ def test_gradients_of_the_detectors_own_loss_choose_channels(trained, tmp_path):
 def test_compress_judges_by_map_and_leaves_heads_float(trained, tmp_path):
     config, weights = trained
     code, text = run(
-        f"compress {weights} --data {config} -o {tmp_path}/c.onnx --max-drop 100 --samples 4 --json {tmp_path}/c.json"
+        f"compress {weights} --data {config} -o {tmp_path}/c.onnx --max-drop 100 --samples 4 "
+        f"--json {tmp_path}/c.json"
     )
     assert code == 0, text
     value = json.loads((tmp_path / "c.json").read_text())
