@@ -1,6 +1,7 @@
 """PaddleSlim's walk-through on quantrim: train MobileNetV1, quantize it while training, export, compare.
 
     python examples/qat_fashion_mnist.py --data /usr/share/datasets/fashion-mnist [--epochs 1 --qat-epochs 1]
+    python examples/qat_fashion_mnist.py --cifar10 data/cifar-10-batches-bin --epochs 5 --qat-epochs 2
     python examples/qat_fashion_mnist.py --synthetic         # no data needed, a minute or two
 
 PaddleSlim's names are used on purpose (``QAT(config).quantize``, ``save_quantized_model``).
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from quantrim.engines import open_session
 from quantrim.paddle.qat import QAT
+from quantrim.vision.data.cifar import cifar10
 from quantrim.vision.data.datasets import Arrays, fashion_mnist
 from quantrim.vision.models import MobileNetV1
 
@@ -40,7 +42,8 @@ def synthetic(count: int, seed: int) -> Arrays:
 
 
 def tensors(data: Arrays) -> tuple[Tensor, Tensor]:
-    pixels = torch.from_numpy(data.images.astype(np.float32))[:, None]
+    pixels = torch.from_numpy(data.images.astype(np.float32))
+    pixels = pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)
     return (pixels - 127.5) / 127.5, torch.from_numpy(data.labels.astype(np.int64))
 
 
@@ -76,7 +79,8 @@ def on_engine(path: Path, images: Tensor, engine: str) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--synthetic", action="store_true", help="generated pictures")
+    parser.add_argument("--cifar10", type=Path, help="folder of CIFAR-10, instead")
+    parser.add_argument("--synthetic", action="store_true", help="generated images")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--qat-epochs", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("quant_inference_model"))
@@ -84,10 +88,12 @@ def main() -> None:
     torch.manual_seed(0)
     if arguments.synthetic:
         train, val = tensors(synthetic(2500, 0)), tensors(synthetic(1000, 1))
+    elif arguments.cifar10 is not None:
+        train, val = (tensors(cifar10(arguments.cifar10, split)) for split in ("train", "val"))
     else:
         train, val = (tensors(fashion_mnist(arguments.data, split)) for split in ("train", "val"))
 
-    net = MobileNetV1(10, scale=0.25, in_channels=1)
+    net = MobileNetV1(10, scale=0.25, in_channels=train[0].shape[1])
     fit(net, train, arguments.epochs, 0.1)
     print(f"FP32                  {accuracy(in_torch(net, val[0]), val[1]):.4f}")
 

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from quantrim.cli import (
+    analyze,
     bench,
     binarize,
     calibrate,
@@ -100,6 +101,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "quant": quant.quant,
     "prune": prune.prune,
     "compress": compress.compress,
+    "analyze": analyze.analyze,
     "inspect": inspect.inspect,
     "bench": bench.bench,
     "report": report.report,

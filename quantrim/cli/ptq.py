@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ from quantrim.cli.calibration import (
     MeanOption,
     StdOption,
     chosen_deploy,
+    is_config,
     is_detector_file,
     judging_samples,
     prepared_by,
@@ -44,6 +45,7 @@ from quantrim.errors import ConfigError
 from quantrim.recipes.deploy import carried
 
 if TYPE_CHECKING:
+    from quantrim.engines import Session
     from quantrim.engines.trial import EngineResult
     from quantrim.post_training import PtqResult
 
@@ -104,6 +106,9 @@ def ptq(
         Path | None, typer.Option(help="Data to judge on; by default what calibration leaves of --data.")
     ] = None,
     judged: Annotated[int, typer.Option(min=1, help="Samples to judge on, at most.")] = 32,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="With a configuration: also its metric, before and after.")
+    ] = False,
     mend: Annotated[
         bool,
         typer.Option("--mend/--no-mend", help="Mend an unfaithful file: equalise, or keep layers float."),
@@ -152,6 +157,7 @@ def ptq(
             judging=judging_of([model], deploy, task, decoder, accept),
             judge_data=judging_samples(data, judge_data, judged),
             judged=judged,
+            evaluate=_metric_of(data) if evaluate else None,
             mend=mend,
             keep_outliers=keep_outliers,
             on_batch=lambda count: progress.advance(bar, count),
@@ -176,6 +182,16 @@ def _calibration(data: Path | None, samples: int, sketches: Sequence[Path] | Non
     from quantrim.post_training.shards import Sketches, load_shard
 
     return Sketches.merge([load_shard(path) for path in sketches or ()])
+
+
+def _metric_of(data: Path | None) -> Callable[[Session], float]:
+    """The metric of a configuration's validation set, in points."""
+    if data is None or not is_config(data):
+        raise ConfigError("--evaluate needs labels: give a configuration as --data.")
+    from quantrim.recipes.compress import config_judge
+    from quantrim.vision.config import load_config
+
+    return config_judge(load_config(data)).points
 
 
 def _progress() -> Progress:
@@ -209,6 +225,11 @@ def show(console: Console, result: PtqResult) -> None:
         f"{result.algo}, {result.seconds:.1f} s"
         + (f", refined by {', '.join(result.refined)}" if result.refined else "")
     )
+    if result.metric is not None:
+        before, after = result.metric["fp32"], result.metric["int8"]
+        console.print(
+            f"On labelled images, points of 100: FP32 {before:.2f}, INT8 {after:.2f} ({after - before:+.2f})"
+        )
     if result.samples < 100:
         console.print("[yellow]Fewer than 100 calibration samples; 100 to 500 are advised.[/yellow]")
     show_tuning(console, result.tuning)

@@ -29,6 +29,7 @@ from quantrim.post_training.refine import Refinement, equalize, noise
 from quantrim.post_training.resume import saved_pass
 from quantrim.post_training.veto import settled_plan
 from quantrim.ranges import Algo, Sketch
+from quantrim.ranges.estimators import HIST_PERCENT
 from quantrim.targets import Target
 
 _RANKING_BATCHES = 4
@@ -41,15 +42,18 @@ class Variant:
     Attributes:
         algo: range estimator of activations.
         refinements: corrections, applied whether they lower the error or not: the judge decides.
+        hist_percent: share of values that "hist" keeps.
     """
 
     algo: Algo = "mse"
     refinements: tuple[Refinement, ...] = ("bias",)
+    hist_percent: float = HIST_PERCENT
 
     @property
     def name(self) -> str:
         """For people."""
-        return " + ".join((self.algo, *self.refinements))
+        kept = f" {self.hist_percent:g}" if self.algo == "hist" and self.hist_percent != HIST_PERCENT else ""
+        return " + ".join((self.algo + kept, *self.refinements))
 
 
 class Variants:
@@ -96,7 +100,7 @@ class Variants:
         Raises:
             ModelError: so many layers are float that none is left.
         """
-        quantized = self._decided(recipe.algo, float_layers, equal="equalize" in recipe.refinements)
+        quantized = self._decided(recipe, float_layers, equal="equalize" in recipe.refinements)
         rest = tuple(name for name in recipe.refinements if name != "equalize")
         if rest:
             quantized = refine(quantized, self.kept, rest)
@@ -105,7 +109,7 @@ class Variants:
 
     def noise_alone(self, layer: str, algo: Algo) -> float:
         """Relative squared error at the outputs when this layer alone runs in INT8, on a few batches."""
-        one = self._decided(algo, frozenset(self.layers) - {layer}, equal=False)
+        one = self._decided(Variant(algo), frozenset(self.layers) - {layer}, equal=False)
         feeds, expected = self.kept[:_RANKING_BATCHES], self._expected
         return noise(one.model, one.plan, one.activations, one.weights, feeds, expected)
 
@@ -133,12 +137,12 @@ class Variants:
     def _selection(self, float_layers: frozenset[str]) -> Selection:
         return Selection(self.skip, float_nodes=float_layers, find_heads=True)
 
-    def _decided(self, algo: Algo, float_layers: frozenset[str], equal: bool) -> Quantized:
+    def _decided(self, recipe: Variant, float_layers: frozenset[str], equal: bool) -> Quantized:
         plan = self._place(float_layers)
         if not plan.int8_nodes:
             raise ModelError("every layer is kept float; nothing is left to quantize.")
         model = self._equal if equal else self.model
-        config = PtqConfig(target=self.target.name, algo=algo)
+        config = PtqConfig(target=self.target.name, algo=recipe.algo, hist_percent=recipe.hist_percent)
         sketches = self._sketched(model, plan, equal)
         plan = settled_plan(self.graph, plan, self._selection(float_layers), sketches, config)
         return decide(model, sketches, graph=self.graph, plan=plan, config=config)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from quantrim.engines import EngineName
+from quantrim.engines import EngineName, Session, open_session
 from quantrim.engines.inspect import LayerError
 from quantrim.engines.machine import describe_machine
 from quantrim.engines.trial import EngineResult
-from quantrim.errors import ModelError
+from quantrim.errors import ConfigError, ModelError
 from quantrim.files import require_onnx_output, size_mb
 from quantrim.graph import graph_from_onnx, normalize, prove_equal, read_onnx
 from quantrim.graph.core import comparable, ending_at
@@ -79,6 +79,7 @@ class PtqResult:
         worst: likewise: the layers that lose most.
         histograms: activation histograms with the chosen ranges, for the report.
         tuning: what was tried to make it faster, and what won; None where nothing was asked for.
+        metric: what ``evaluate`` says of both files, "fp32" and "int8"; None without.
     """
 
     output: str
@@ -95,6 +96,7 @@ class PtqResult:
     worst: tuple[LayerError, ...] = ()
     histograms: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     tuning: dict[str, Any] | None = None
+    metric: Mapping[str, float] | None = None
 
     @property
     def faithful(self) -> bool:
@@ -125,6 +127,8 @@ class PtqResult:
         value["histograms"] = list(self.histograms)
         if self.tuning is not None:
             value["tuning"] = self.tuning
+        if self.metric is not None:
+            value["metric"] = dict(self.metric)
         value["machine"] = describe_machine().to_json()
         return value
 
@@ -136,6 +140,7 @@ def ptq(
     *,
     config: PtqConfig | None = None,
     judge_data: Any = None,
+    evaluate: Callable[[Session], float] | None = None,
     preprocess: ImagePreprocess | Callable[[Path], np.ndarray] = IMAGENET,
     example_inputs: Any = None,
     on_batch: Callable[[int], None] | None = None,
@@ -156,6 +161,7 @@ def ptq(
             beside it. A file that is not faithful is named ``NAME.unfaithful.onnx``.
         config: settings; or give fields of :class:`PtqConfig` as keywords, such as ``algo="kl"``.
         judge_data: data to judge on instead.
+        evaluate: session → a metric of labelled data, asked of both files on the first engine.
         preprocess: for image files.
         example_inputs: for an nn.Module: tensors to export it with; the first calibration batch by default.
         on_batch: progress callback, called with the number of samples calibrated.
@@ -198,7 +204,18 @@ def ptq(
             other, other_staged = maker.make(mended[0], asked, mended[1])
             if other.faithful:
                 result, staged = other, other_staged
+        if evaluate is not None:
+            result = replace(result, metric=_metric(evaluate, path, staged, asked))
         return replace(result, output=str(deliver(staged, Path(output), faithful=result.faithful)))
+
+
+def _metric(
+    evaluate: Callable[[Session], float], fp32: Path, int8: Path, asked: Sequence[EngineName]
+) -> dict[str, float]:
+    """The metric before and after, on the engine that comes first."""
+    if not asked:
+        raise ConfigError("evaluate needs an engine to run the files on; engines is empty.", field="engines")
+    return {name: evaluate(open_session(path, asked[0])) for name, path in (("fp32", fp32), ("int8", int8))}
 
 
 def _mended(config: PtqConfig, result: PtqResult) -> tuple[PtqConfig, str] | None:

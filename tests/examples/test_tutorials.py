@@ -52,6 +52,7 @@ SHORTER = {"--retraining_iters 100": "--retraining_iters 1", "--retraining_iters
            "epochs=2": "epochs=1",
            "batch_size=32": "batch_size=8", "--num_images 100": "--num_images 4",
            "--pruning_ratio 0.2": "--pruning_ratio 0.2 --samples 4 --no-sensitivity --no-distill",
+           "--images 50": "--images 4",
            "--benchmark": "--benchmark --repeat 2"}  # fmt: skip
 
 
