@@ -179,16 +179,13 @@ def layer_errors(
 ) -> tuple[LayerError, ...]:
     """Compare the tensors that both models name, with the quantized one simulated by ONNX Runtime.
 
-    A tensor ``t`` of the float model is compared with ``t_dequantized`` where the quantized model has it
-    (that is what later layers read), else with its own ``t``.
+    A tensor ``t`` of the float model is compared with what a quantizer behind the quantized model's ``t`` makes
+    of it (that is what later layers read), else with its own ``t``; whoever wrote the file.
     """
     made = {str(v.name): node for node in reference.graph for v in node.outputs if v.name}
     there = {str(v.name) for node in quantized.graph for v in node.outputs if v.name}
-    pairs = {
-        name: f"{name}_dequantized" if f"{name}_dequantized" in there else name
-        for name in made
-        if name in there or f"{name}_dequantized" in there
-    }
+    behind = _dequantized(quantized)
+    pairs = {name: behind.get(name, name) for name in made if name in there}
     found = _compare(with_outputs(reference, pairs), with_outputs(quantized, pairs.values()), pairs, feeds)
     decibel = {name: float(np.median(one.sqnr_db)) for name, one in found.items()}
     return tuple(
@@ -203,6 +200,17 @@ def layer_errors(
         )
         for name, one in found.items()
     )
+
+
+def _dequantized(model: ir.Model) -> dict[str, str]:
+    """Tensors that a QuantizeLinear reads → the result of the DequantizeLinear behind it."""
+    return {
+        str(node.inputs[0].name): str(reader.outputs[0].name)
+        for node in model.graph
+        if node.op_type == "QuantizeLinear" and node.inputs[0] is not None
+        for reader, position in node.outputs[0].uses()
+        if reader.op_type == "DequantizeLinear" and position == 0
+    }
 
 
 def _before(node: ir.Node, decibel: Mapping[str, float]) -> float:

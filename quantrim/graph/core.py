@@ -13,6 +13,7 @@ from collections.abc import Collection
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from quantrim.errors import ModelError
 from quantrim.graph.bodies import captured, subgraphs
 from quantrim.graph.session import with_outputs
 
@@ -127,9 +128,18 @@ def core_of(model: ir.Model) -> ir.Model:
 
 
 def ending_at(model: ir.Model, names: Collection[str]) -> ir.Model:
-    """Copy of a model that returns the named tensors and computes nothing else."""
+    """Copy of a model that returns the named tensors and computes nothing else.
+
+    Raises:
+        ModelError: one of them is not in the model.
+    """
     copy = with_outputs(model, names)
     values = {str(v.name): v for v in copy.graph.outputs}
+    for name in names:
+        if name not in values:
+            raise ModelError(
+                f"tensor {name!r}, on which models are compared, is not in this form of the model."
+            )
     copy.graph.outputs[:] = [values[name] for name in names]
     needed: set[ir.Node] = set()
     waiting = [v.producer() for v in copy.graph.outputs]

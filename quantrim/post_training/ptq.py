@@ -287,7 +287,7 @@ class _Maker:
             return quantize(form.model, source.kept, source.kept, other, form.float_layers)[0]
 
         def core(int8: Path) -> tuple[Path, Path] | None:
-            return _cores(self.original, int8, staged.parent)
+            return _cores(normalized, int8, staged.parent)
 
         hearing = Hearing(self.path, made, source.judged(self.judge_data), config, again, staged.parent, core)
         results, advice, worst = hearing.of(staged, asked, self.output)
@@ -389,13 +389,16 @@ def quantize(
     return quantized, sketches, tuple(kept_refinements)
 
 
-def _cores(original: ir.Model, output: str | Path, folder: Path) -> tuple[Path, Path] | None:
-    """Files of the float and the quantized model that end where a selection by value begins, if one does."""
-    names = comparable(original)
-    if names == tuple(str(value.name) for value in original.graph.outputs):
+def _cores(normalized: ir.Model, output: str | Path, folder: Path) -> tuple[Path, Path] | None:
+    """Files of the float and the quantized model that end where a selection by value begins, if one does.
+
+    The float one is normalised, so that both have the tensors that are compared: rewrites are proven on them.
+    """
+    names = comparable(normalized)
+    if names == tuple(str(value.name) for value in normalized.graph.outputs):
         return None
     files = folder / "float_core.onnx", folder / "int8_core.onnx"
-    for model, file in zip((original, read_onnx(output)), files, strict=True):
+    for model, file in zip((normalized, read_onnx(output)), files, strict=True):
         ir.save(ending_at(model, names), file)
     return files
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quantrim.errors import ModelError
+from quantrim.graph.core import comparable, ending_at
 from quantrim.graph.normalize import EQUAL_TOLERANCE, relative_distance, run_batches
 from quantrim.graph.ports import Feed
 
@@ -24,6 +25,8 @@ def prove(original: ir.Model, rewritten: ir.Model, feeds: Sequence[Feed]) -> flo
     of a quantizer that are equal but for one in a thousand, at the edge between two; integers (classes) are
     equal but for one in a thousand, where two logits tie.
 
+    Models that select by value are compared on what the selection reads; both must name it alike.
+
     Args:
         original: the model before.
         rewritten: the model after.
@@ -33,9 +36,10 @@ def prove(original: ir.Model, rewritten: ir.Model, feeds: Sequence[Feed]) -> flo
         The largest relative L2 distance of a float output.
 
     Raises:
-        ModelError: an output differs by more; names it.
+        ModelError: an output differs by more, or the selection would read others; names it.
     """
-    worst = 0.0
+    worst, names = 0.0, comparable(original)
+    original, rewritten = ending_at(original, names), ending_at(rewritten, names)
     for before, after in zip(run_batches(original, feeds), run_batches(rewritten, feeds), strict=True):
         for name, expected in before.items():
             worst = max(worst, _compare(name, expected, after[name]))

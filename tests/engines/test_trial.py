@@ -15,20 +15,22 @@ from quantrim.judges import Judgement, OutputAgreement
     [(1.9, 36.2, True), (14.0, 15.0, False), (30.0, 60.0, False), (12.0, 19.9, False), (12.0, 20.1, True)],
 )
 def test_an_engine_is_doubted_where_another_one_does_far_better(monkeypatch, here, elsewhere, warned):
-    asked = []
+    """Both are heard on the same batches: an easy first sample speaks for no engine."""
+    heard = []
 
-    def open_session(path: Path, engine: str):
-        asked.append(engine)
-        return engine
+    def compare(one, two, feeds):
+        heard.append((one, two, feeds))
+        there = (OutputAgreement("y", 1.0, here if one == "openvino" else elsewhere, None),)
+        return Judgement("values", "", "faithful", True, (), (), there, 1, None)
 
-    monkeypatch.setattr(trial, "open_session", open_session)
-    theirs = (OutputAgreement("y", 1.0, elsewhere, None),)
-    judged = Judgement("values", "", "faithful", True, (), (), theirs, 1, None)
-    monkeypatch.setattr(trial, "compare", lambda *_: judged)
-    found = OutputAgreement("y", 0.5, here, None)
-    text = trial._doubt("openvino", Path("f.onnx"), Path("q.onnx"), found, [{}])
+    monkeypatch.setattr(trial, "open_session", lambda path, engine: engine)
+    monkeypatch.setattr(trial, "compare", compare)
+    feeds = [{"x": index} for index in range(6)]
+    text = trial._doubt(
+        "openvino", Path("f.onnx"), Path("q.onnx"), OutputAgreement("y", 0.5, here, None), feeds
+    )
     assert bool(text) is warned
-    assert "openvino" not in asked
+    assert all(one == two and len(batches) == 4 for one, two, batches in heard)
     if warned:
         assert text.startswith("it computes something else from this file than ONNX Runtime")
         assert "1.9 dB" in text or "12.0 dB" in text

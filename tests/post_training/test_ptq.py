@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from quantrim.engines import open_session
-from quantrim.engines.inspect import inspect
+from quantrim.engines.inspect import inspect, layer_errors
 from quantrim.errors import ConfigError, ModelError, QuantrimError
-from quantrim.graph import read_onnx
+from quantrim.graph import normalize, random_feed, read_onnx
 from quantrim.graph.from_torch import export_onnx
 from quantrim.post_training import ptq
 from quantrim.post_training.quantize import ranges_path
@@ -244,7 +244,23 @@ def test_a_file_of_another_quantizer_can_be_inspected(residual_onnx, images, tmp
             return None if image is None else {"image": image[None]}
 
     quantize_static(str(residual_onnx), str(tmp_path / "q.onnx"), Reader(), quant_format=QuantFormat.QDQ)
-    assert inspect(tmp_path / "q.onnx", engine="onnxruntime").verdict.int8_mac_share > 0.4
+    found = inspect(tmp_path / "q.onnx", engine="onnxruntime", against=residual_onnx)
+    assert found.verdict.int8_mac_share > 0.4
+    assert all(
+        8 < error.sqnr_db < 60 for error in found.errors
+    )  # behind its quantizers, however they are named
+
+
+def test_tensors_behind_quantizers_are_found_by_structure(tmp_path, residual_onnx, quantized):
+    """Names may say anything: no tensor of a file is read without the quantizer that stands behind it."""
+    model = read_onnx(quantized.output)
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name.endswith(("_dequantized", "_quantized")):
+                value.name = f"other_{value.name[::-1]}"
+    plain = layer_errors(normalize(read_onnx(residual_onnx)), read_onnx(quantized.output), [random_feed(model)])
+    renamed = layer_errors(normalize(read_onnx(residual_onnx)), model, [random_feed(model)])
+    assert renamed == plain
 
 
 @pytest.mark.parametrize("per_channel", [True, False])

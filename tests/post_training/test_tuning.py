@@ -126,3 +126,22 @@ def test_with_real_clocks_the_answer_is_remembered(model, images, tmp_path):
 def test_time_for_tuning_is_a_positive_number(model, images, tmp_path):
     with pytest.raises(ConfigError, match="tune_seconds is -1"):
         ptq(model, images, tmp_path / "q.onnx", tune_seconds=-1)
+
+
+class Selecting(Net):
+    """The best places of an enlarged map: the rewrites of its resize end where a selection begins."""
+
+    def forward(self, x):
+        rows = super().forward(x).flatten(2)
+        _, best = rows[:, 0].topk(8)
+        return rows.gather(2, best[:, None].expand(-1, 8, -1))
+
+
+def test_a_tuned_model_is_judged_before_its_selection(monkeypatch, tmp_path, images):
+    """Its rewrites keep the tensors that are selected from, or are refused."""
+    clocks(monkeypatch, always(WIN), always(LOSS))
+    torch.manual_seed(0)
+    export_onnx(Selecting().eval(), torch.randn(1, 3, 16, 16), tmp_path / "net.onnx", dynamic_batch=False)
+    result = tuned(tmp_path / "net.onnx", images, tmp_path, engines=("openvino",), refinements=())
+    assert result.tuning["trials"]
+    assert result.engines[0].agreement[0].sqnr_db > 15

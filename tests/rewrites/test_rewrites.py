@@ -224,6 +224,16 @@ def test_a_wrong_rewrite_is_refused():
         prove(one, other, feeds_of((1, 3)))
 
 
+def test_a_rewrite_that_takes_what_is_selected_from_is_refused():
+    def chosen(scores):
+        nodes = [node("Relu", "x", scores), node("NonZero", scores, "y")]
+        return graph(nodes, (1, 3), {}, kind=onnx.TensorProto.INT64)
+
+    prove(chosen("scores"), chosen("scores"), feeds_of((1, 3)))
+    with pytest.raises(ModelError, match="tensor 'scores'"):
+        prove(chosen("scores"), chosen("others"), feeds_of((1, 3)))
+
+
 def test_codes_may_differ_by_one_at_an_edge_and_no_more():
     expected = np.random.default_rng(0).integers(0, 256, (100, 100)).astype(np.float32)
     from quantrim.rewrites.proof import _compare
