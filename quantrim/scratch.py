@@ -7,11 +7,13 @@ folder whose lock is free is a dead process's, whatever runs under its process i
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import functools
 import inspect
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -29,6 +31,7 @@ except ImportError:  # Windows: temporary folders go at the end of the process, 
 P = ParamSpec("P")
 R = TypeVar("R")
 _PREFIX = "quantrim-"
+_PR_SET_PDEATHSIG = 1
 _SCRATCH_LOCK, _FOLDER_LOCK = ".alive", ".quantrim.lock"
 #: Folders younger than this may not have their lock yet, seconds.
 _YOUNG_S = 60.0
@@ -52,6 +55,18 @@ def scratch_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         if handle is not None:
             os.close(handle)
+
+
+def end_with(parent: int) -> None:
+    """Ask Linux for SIGTERM when the parent of this process is killed, so that no orphan computes on.
+
+    Args:
+        parent: its process id, as it knew itself.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != parent:  # it was killed in between
+        os._exit(1)
 
 
 def sweep() -> int:

@@ -8,7 +8,6 @@ told in one line, and the temporary files of the child go with it, however it en
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -21,7 +20,7 @@ from types import FrameType
 from typing import NoReturn
 
 from quantrim.errors import ConfigError
-from quantrim.scratch import scratch_folder
+from quantrim.scratch import end_with, scratch_folder
 
 #: Verbs that hand files of others to engines.
 SUPERVISED = frozenset({"bench", "compress", "evaluate", "infer", "inspect", "predict", "ptq", "report"})
@@ -32,7 +31,6 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if os.name == "posix"
 _SAME_S = 1.0
 #: How long a child may take to clean up after its time is over, seconds.
 _GRACE_S = 5.0
-_PR_SET_PDEATHSIG = 1
 
 
 class Stopped(KeyboardInterrupt):
@@ -150,7 +148,7 @@ def _become_child(run: Callable[[], int], parent: int, folder: Path, memory: flo
     """Everything that happens in the child; it never returns into the parent's stack."""
     code = 70  # an internal error, after its traceback
     try:
-        _end_with(parent)
+        end_with(parent)
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
         if memory is not None:
             import resource
@@ -175,14 +173,6 @@ def leave(code: int) -> NoReturn:
         sys.excepthook(kind, error, trace)
         sys.stderr.flush()
     os._exit(code)
-
-
-def _end_with(parent: int) -> None:
-    """Ask Linux for SIGTERM when the parent is killed, so that no orphan computes on."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    if os.getppid() != parent:  # it was killed in between
-        os._exit(1)
 
 
 def _wait(child: int, seconds: float | None) -> tuple[int, bool]:

@@ -10,7 +10,7 @@ from typing import Any
 from quantrim.engines import Precision
 from quantrim.errors import DataError
 from quantrim.files import read_json
-from quantrim.report import bench, compress, inspect, prune, ptq, qat
+from quantrim.report import bench, compress, fleet, inspect, prune, ptq, qat
 from quantrim.report.html import View
 
 #: Rows of ``bench``, or the object that another verb wrote.
@@ -40,6 +40,7 @@ KINDS = {
     ),
     "compress": Kind(compress.view, ("output",), ("deploy.yaml",)),
     "bench": Kind(bench.view, ("model",)),
+    "fleet": Kind(fleet.view, ("output",)),
     "inspect": Kind(inspect.view, ("model",)),
 }
 

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
-import shutil
-import socket
-import stat
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,73 +13,6 @@ from typer.testing import CliRunner
 from quantrim.cli import app
 from quantrim.devices import Host, HostLostError, Job, device_named, host_named, run_on
 from quantrim.errors import ConfigError, DataError, EngineError
-
-ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-@pytest.fixture(scope="session")
-def sshd(tmp_path_factory):
-    """Port of a running sshd that lets this user in by a key; ``QUANTRIM_SSH`` names its client."""
-    program = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    if program is None or shutil.which("ssh") is None:
-        pytest.skip("OpenSSH's server is not installed (Debian: apt-get install openssh-server)")
-    if os.geteuid() == 0:  # as the service's own start does
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    folder = tmp_path_factory.mktemp("sshd")
-    for key in ("host", "user"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
-    port = free_port()
-    (folder / "sshd_config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile none\nUsePAM no\n"
-        f"AuthorizedKeysFile {folder}/user.pub\nStrictModes no\nPasswordAuthentication no\n"
-        f"PermitRootLogin prohibit-password\nSetEnv PYTHONPATH={ROOT} OMP_NUM_THREADS=1\n"
-    )
-    public = (folder / "host.pub").read_text()
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {public}")
-    (folder / "config").write_text(
-        f"Host *\n  HostName 127.0.0.1\n  User {getpass.getuser()}\n  IdentityFile {folder}/user\n"
-        f"  IdentitiesOnly yes\n  UserKnownHostsFile {folder}/known_hosts\n"
-    )
-    log = (folder / "log").open("w")
-    server = subprocess.Popen([program, "-D", "-e", "-f", folder / "sshd_config"], stderr=log)
-    until = time.monotonic() + 10
-    while socket.socket().connect_ex(("127.0.0.1", port)):
-        if server.poll() is not None or time.monotonic() > until:
-            pytest.skip(f"sshd does not start: {(folder / 'log').read_text().strip()}")
-        time.sleep(0.05)
-    yield port, f"ssh -F {folder}/config"
-    server.terminate()
-    server.wait()
-
-
-@pytest.fixture
-def port(sshd, monkeypatch):
-    monkeypatch.setenv("QUANTRIM_SSH", sshd[1])
-    return sshd[0]
-
-
-@pytest.fixture
-def program(tmp_path):
-    """Makes an executable script that stands for a program on the host."""
-
-    def make(name: str, text: str) -> Path:
-        path = tmp_path / name
-        path.write_text(f"#!/bin/sh\n{text}\n")
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
-        return path
-
-    return make
-
-
-@pytest.fixture
-def quantrim(program):
-    return program("quantrim", f'exec {sys.executable} -m quantrim "$@"')
 
 
 def call(*words):
@@ -205,9 +130,9 @@ def test_compress_brings_the_file_back(port, quantrim, residual_onnx, images, tm
     onnx.checker.check_model(onnx.load(output))
 
 
-def test_several_machines_at_once_and_one_that_is_dead(port, quantrim, residual_onnx, tmp_path):
+def test_several_machines_at_once_and_one_that_is_dead(port, closed_port, quantrim, residual_onnx, tmp_path):
     common = ("bench", residual_onnx, "--warmup", 1, "--repeat", 3, "--json", tmp_path / "rows.json")
-    alive, dead = f"ssh://board:{port}{quantrim}", f"ssh://board:{free_port()}{quantrim}"
+    alive, dead = f"ssh://board:{port}{quantrim}", f"ssh://board:{closed_port}{quantrim}"
     done = call(*common, "--on", alive, "--on", alive.replace("board", "twin"), "--on", dead)
     assert isinstance(done.exception, EngineError)
     assert dead in str(done.exception)
@@ -216,10 +141,12 @@ def test_several_machines_at_once_and_one_that_is_dead(port, quantrim, residual_
     assert [row["host"] for row in rows] == [alive, alive.replace("board", "twin")]
 
 
-def test_work_of_a_host_that_dies_goes_to_the_next(port, program, quantrim, residual_onnx, tmp_path):
+def test_work_of_a_host_that_dies_goes_to_the_next(
+    port, closed_port, program, quantrim, residual_onnx, tmp_path
+):
     """One host is not there, one cuts the connection in the middle; the third one does the work."""
     dying = program("dying", "sleep 0.2; kill -9 $(ps -o ppid= -p $PPID)")
-    hosts = [f"ssh://gone:{free_port()}", f"ssh://dying:{port}{dying}", f"ssh://board:{port}{quantrim}"]
+    hosts = [f"ssh://gone:{closed_port}", f"ssh://dying:{port}{dying}", f"ssh://board:{port}{quantrim}"]
     common = ("bench", residual_onnx, "--warmup", 1, "--repeat", 3, "--json", tmp_path / "rows.json")
     done = call(*common, "--on", ",".join(hosts))
     assert done.exit_code == 0, done.output
@@ -277,3 +204,28 @@ def test_external_weights_travel_with_the_model(port, quantrim, residual_onnx, t
     assert weights.stat().st_size > 1000
     done = call("bench", big, "--repeat", 2, "--on", f"ssh://board:{port}{quantrim}")
     assert done.exit_code == 0, (done.output, done.exception)
+
+
+def test_a_target_of_a_fleet_is_timed_on_its_device(
+    port, closed_port, quantrim, residual_onnx, images, tmp_path
+):
+    from quantrim.cli.fleet import _bench_words
+    from quantrim.fleet import read_fleet, run_fleet
+
+    np.save(tmp_path / "images.npy", images)
+    alive, dead = f"ssh://board:{port}{quantrim}", f"ssh://gone:{closed_port}"
+    (tmp_path / "fleet.yaml").write_text(
+        f"models: {{net: {{file: {residual_onnx}, data: images.npy}}}}\n"
+        f"targets:\n  board: {{target: onnxruntime, on: '{dead},{alive}'}}\n"
+        f"  dead: {{target: onnxruntime, on: '{dead}'}}\n"
+        "budgets: {any: {accept: any}}\nrecipe: {samples: 8, judged: 8}\n"
+    )
+    spec = read_fleet(tmp_path / "fleet.yaml")
+    result = run_fleet(spec, tmp_path / "out", bench_words=_bench_words)
+    cells = {cell.target: cell for cell in result.cells}
+    assert cells["board"].verdict == "ok", cells["board"]
+    assert cells["board"].results[1][1]["host"] == alive
+    assert cells["dead"].verdict == "failed"
+    assert "refused" in cells["dead"].reason
+    again = run_fleet(spec, tmp_path / "out", bench_words=_bench_words)
+    assert (again.made, again.failed) == (0, 1), "what was timed on the device is not timed again"

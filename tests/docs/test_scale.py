@@ -30,3 +30,16 @@ def test_the_commands_of_the_page_exist_with_their_options(line):
     command = typer.main.get_command(app).commands[verb]
     legal = {word for option in command.params for word in option.opts}
     assert {word for word in words if word.startswith("-")} <= legal
+
+
+def test_the_fleet_of_the_page_is_one(tmp_path):
+    from quantrim.fleet import read_fleet
+
+    (text,) = (body for kind, body in BLOCKS if kind == "yaml")
+    (tmp_path / "fleet.yaml").write_text(text)
+    (tmp_path / "photos").mkdir()
+    for name in ("lite0.onnx", "unet.onnx", "scenes.npy"):
+        (tmp_path / name).touch()
+    spec = read_fleet(tmp_path / "fleet.yaml")
+    assert spec.engine_of("phone") == "onnxruntime"
+    assert list(spec.budgets) == ["faithful", "half-a-point"]

@@ -98,12 +98,7 @@ def _run_bundle(items: Sequence[str]) -> Any:
 
 
 def _on_ray(work: Work, run: Run[Work, Result], items: Sequence[str], threads: int) -> Iterator[Result]:
-    if importlib.util.find_spec("ray") is None:
-        raise ConfigError("workers='ray' needs Ray. Install it with: pip install 'quantrim[ray]'")
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+    ray = started_ray()
     workers = max(1, int(ray.cluster_resources().get("CPU", 1)) // max(1, threads))
     remote: Any = ray.remote(num_cpus=threads)(_run_remotely)
     shared = ray.put(work)
@@ -121,6 +116,21 @@ def _on_ray(work: Work, run: Run[Work, Result], items: Sequence[str], threads: i
             f"a Ray worker failed: {reason}. The model's code must be importable on every node, e.g. by "
             "PYTHONPATH; what was measured is kept."
         ) from error
+
+
+def started_ray() -> Any:
+    """The module ``ray``, connected to the cluster that ``RAY_ADDRESS`` names, or to one of this machine.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("workers='ray' needs Ray. Install it with: pip install 'quantrim[ray]'")
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    return ray
 
 
 def _run_remotely(work: Work, run: Run[Work, Result], items: Sequence[str], threads: int) -> Result:
