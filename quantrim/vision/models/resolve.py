@@ -15,7 +15,10 @@ from quantrim.vision.models import classification
 from quantrim.vision.models.bisenetv2 import BiSeNetV2
 from quantrim.vision.models.deeplab import DeepLabV3, DeepLabV3P
 from quantrim.vision.models.detection import (
+    PicoDet,
     TorchvisionSSD,
+    YOLOv3,
+    picodet_s,
     ssdlite,
     yolov3_mobilenet_v1,
     yolox,
@@ -47,10 +50,13 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "UNet": UNet,
     # detection
     "YOLOv3MobileNetV1": yolov3_mobilenet_v1,
+    "YOLOv3": YOLOv3,
     "YOLOX": yolox,
     "YOLOXNano": yolox_nano,
     "YOLOXTiny": yolox_tiny,
     "YOLOXS": yolox_s,
+    "PicoDet": PicoDet,
+    "PicoDetS": picodet_s,
     "SSDLite": ssdlite,
     "TorchvisionSSD": TorchvisionSSD,
     # backbones

@@ -12,8 +12,12 @@ from quantrim.errors import ModelError
 from quantrim.vision.models import profile
 from quantrim.vision.models.detection import (
     Decoded,
+    PicoDet,
+    StridedMaps,
     TorchvisionSSD,
+    YOLOv3,
     candidates,
+    picodet_s,
     require_detector,
     ssdlite,
     yolov3_mobilenet_v1,
@@ -27,6 +31,7 @@ SMALL = {
     "yolox": lambda: yolox_nano(3),
     "ssd": lambda: ssdlite(3, width=0.5),
 }
+PICO = {"pico": lambda: PicoDet(3, 0.35, 32, 1)}
 
 
 @pytest.mark.parametrize(("side", "published"), [(608, 20.20), (416, 9.46), (320, 5.60)])
@@ -45,6 +50,58 @@ def test_yolox_has_its_published_size(build, side, params, gflops):
     cost = profile(build(), (1, 3, side, side))
     assert cost.params / 1e6 == pytest.approx(params, abs=0.04)
     assert cost.macs * 2 / 1e9 == pytest.approx(gflops, rel=0.04)
+
+
+@pytest.mark.parametrize(("side", "gflops"), [(320, 0.97), (416, 1.65)])
+def test_picodet_s_has_its_published_size(side, gflops):
+    """configs/picodet of PaddleDetection; batch norm and activations are counted there."""
+    cost = profile(picodet_s(), (1, 3, side, side))
+    assert cost.params / 1e6 == pytest.approx(1.18, abs=0.01)
+    assert cost.macs * 2 / 1e9 == pytest.approx(gflops, rel=0.02)
+
+
+def test_picodets_scores_are_means_of_class_and_alignment():
+    torch.manual_seed(0)
+    model = PicoDet(3, 0.35, 32, 1).eval()
+    head, x = model.heads[0], torch.randn(1, 32, 4, 4) * 3
+    y = head.convs(x)
+    excited = head.excited(y * head.gate(y.mean((2, 3), keepdim=True)).sigmoid())
+    expected = (head.cls_pred(excited).sigmoid() * head.align(y).sigmoid()).sqrt()
+    torch.testing.assert_close(head(x)[0].sigmoid(), expected, rtol=1e-4, atol=1e-6)
+    sure = torch.full((1, 3, 1, 1), 40.0)
+    head.cls_pred, head.align = (
+        torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), Said(sure)) for _ in range(2)
+    )
+    assert torch.isfinite(head(x)[0]).all()
+
+
+class Said(torch.nn.Module):
+    """Says the same of everything."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.value
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "regnet_y_400mf"])
+def test_any_classifier_of_torchvision_is_a_body(name):
+    body = StridedMaps(getattr(torchvision.models, name)(weights=None)).eval()
+    maps = body(torch.zeros(1, 3, 96, 160))
+    assert [tuple(one.shape[1:]) for one in maps] == [
+        (channels, 96 // stride, 160 // stride)
+        for channels, stride in zip(body.feat_channels, (8, 16, 32), strict=True)
+    ]
+    detector = YOLOv3(getattr(torchvision.models, name)(weights=None), 3, neck_scale=0.125).eval()
+    assert [one.shape[1] for one in detector(torch.zeros(1, 3, 96, 160))] == [24, 24, 24]
+    assert not any(isinstance(module, torch.nn.Linear) for module in body.modules())
+
+
+def test_a_body_without_the_strides_is_told():
+    with pytest.raises(ModelError, match="no map at stride 8"):
+        StridedMaps(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 4, 1)))
 
 
 def test_ssdlite_has_torchvisions_size_and_weights_fit():
@@ -72,10 +129,10 @@ def test_head_outputs_name_the_convolutions_that_make_the_maps(name):
     assert channels == sum(one[0].numel() for one in maps)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, *PICO])
 def test_torch_decodes_as_numpy_does(name):
     torch.manual_seed(0)
-    model = SMALL[name]().eval()
+    model = (SMALL | PICO)[name]().eval()
     with torch.no_grad():
         maps = [one + torch.randn_like(one) for one in model(torch.randn(2, 3, 96, 128))]
     boxes, scores = candidates(model.decoder, maps, (96, 128))

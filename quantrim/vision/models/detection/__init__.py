@@ -9,7 +9,9 @@ same in training and in eval mode. It tells, as attributes,
 """
 
 from quantrim.vision.models.detection.base import Detector, is_detector, require_detector
+from quantrim.vision.models.detection.body import StridedMaps
 from quantrim.vision.models.detection.decoded import Decoded, candidates
+from quantrim.vision.models.detection.picodet import PicoDet, picodet_s
 from quantrim.vision.models.detection.ssdlite import TorchvisionSSD, ssdlite
 from quantrim.vision.models.detection.yolov3 import YOLOv3, yolov3_mobilenet_v1
 from quantrim.vision.models.detection.yolox import YOLOX, yolox, yolox_nano, yolox_s, yolox_tiny
@@ -18,10 +20,13 @@ __all__ = [
     "YOLOX",
     "Decoded",
     "Detector",
+    "PicoDet",
+    "StridedMaps",
     "TorchvisionSSD",
     "YOLOv3",
     "candidates",
     "is_detector",
+    "picodet_s",
     "require_detector",
     "ssdlite",
     "yolov3_mobilenet_v1",

@@ -19,6 +19,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from quantrim.detection import YoloV3Decoder
 from quantrim.vision.models.blocks import init_kaiming
+from quantrim.vision.models.detection.body import as_body
 from quantrim.vision.models.mobilenet_v1 import MobileNetV1
 from quantrim.vision.models.weights import load_pretrained
 
@@ -93,7 +94,8 @@ class YOLOv3(nn.Module):
     """Backbone, neck and three heads.
 
     Args:
-        backbone: gives maps at strides 8, 16, 32, with their channels in ``feat_channels``.
+        backbone: gives maps at strides 8, 16, 32, with their channels in ``feat_channels``; or any classifier,
+            whose last maps at these strides are taken.
         num_classes: classes, without background.
         anchors: (width, height) in pixels of each anchor by level, stride 32 first.
         neck_scale: width multiplier of the neck; 1 is 512, 256, 128 channels.
@@ -109,8 +111,8 @@ class YOLOv3(nn.Module):
         pretrained: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
-        maps = backbone.feat_channels[::-1]  # type: ignore[index]
+        self.backbone = as_body(backbone)
+        maps = self.backbone.feat_channels[::-1]  # type: ignore[index]
         widths = [max(8, int(channels * neck_scale)) for channels in (512, 256, 128)]
         routes = [0, *(width // 2 for width in widths[:2])]
         pairs = zip(maps, routes, widths, strict=True)
