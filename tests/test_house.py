@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     *("errors", "scratch", "files", "journal", "images", "modules", "checkpoints", "distillation"),
     *("targets", "ranges", "graph", "placement", "detection", "judges"),
-    *("engines", "rewrites", "post_training", "qat", "pruning", "compression", "vision", "report"),
-    *("paddle", "serving", "devices", "recipes", "fleet", "cli"),
+    *("engines", "rewrites", "post_training", "qat", "pruning"),
+    *("probing", "compression", "vision", "report", "paddle", "serving", "devices"),
+    *("recipes", "fleet", "cli"),
 ]
 #: Old names that answer for one release and import nothing.
 ALIASES = {"paddle_style"}

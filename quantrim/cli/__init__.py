@@ -38,6 +38,7 @@ from quantrim.cli import (
     serve,
     shipped,
     shrink,
+    target,
     train,
 )
 from quantrim.cli.options import Command, option_of
@@ -115,6 +116,7 @@ for _name, _verb in VERBS.items():
     app.command(_name, cls=Command, hidden=_name in ("qat-val", "qat-export"))(_verb)
 app.add_typer(shipped.shipped_verbs("configs", "Configurations"), name="configs")
 app.add_typer(shipped.shipped_verbs("examples", "Example programs"), name="examples")
+app.add_typer(target.app, name="target")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import mean
 
@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from quantrim.engines.base import EngineName, LayerRun, Precision
 from quantrim.errors import EngineError, first_line, refusal
+from quantrim.graph.ops import OF_ONNX, having
 from quantrim.graph.ports import Port
 from quantrim.scratch import scratch_folder
 
@@ -28,6 +29,11 @@ _DTYPES = {
 _INT8_OPS = frozenset(
     {"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm"}
 )
+#: Operators that make codes, and those that compute on codes and give floats.
+_MAKE_CODES = frozenset({"QuantizeLinear"})
+_MAKE_FLOATS = frozenset({"DynamicQuantizeMatMul", "MatMulIntegerToFloat"})
+#: Canonical ops whose kernels run on codes as they run on floats.
+_ANY_TYPE = having("moves") | {"resize"}
 #: Suffixes that ONNX Runtime's optimizers append to a node's name.
 _RENAMED = re.compile(r"(_token_\d+|_nchwc|_nhwc|_quant|/MatMulAddFusion|_ActivationFusion)+$")
 
@@ -90,7 +96,7 @@ class OnnxRuntimeSession:
                 session.run(self._names, dict(feed))
             times = _kernel_times(Path(session.end_profiling()))
             graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
-        return tuple(_layer(node, times) for node in graph.node)
+        return tuple(_layers(graph, times))
 
 
 def _kernel_times(profile: Path) -> dict[str, float]:
@@ -103,8 +109,18 @@ def _kernel_times(profile: Path) -> dict[str, float]:
     return {name: mean(found[1:] or found) for name, found in times.items()}
 
 
-def _layer(node: onnx.NodeProto, times: Mapping[str, float]) -> LayerRun:
-    int8 = node.op_type.startswith("QLinear") or node.op_type in _INT8_OPS
+def _layers(graph: onnx.GraphProto, times: Mapping[str, float]) -> Iterator[LayerRun]:
+    """The optimised graph's nodes; one that only moves codes runs on integers as well."""
+    codes: set[str] = set()  # tensors of 8-bit integers
+    for node in graph.node:
+        moves = OF_ONNX.get(node.op_type.removeprefix("Nhwc")) in _ANY_TYPE and node.input[0] in codes
+        computes = node.op_type.startswith("QLinear") or node.op_type in _INT8_OPS
+        if moves or node.op_type in _MAKE_CODES or (computes and node.op_type not in _MAKE_FLOATS):
+            codes.update(node.output)
+        yield _layer(node, times, int8=moves or computes)
+
+
+def _layer(node: onnx.NodeProto, times: Mapping[str, float], *, int8: bool) -> LayerRun:
     names = (_RENAMED.sub("", node.name), *node.output)
     return LayerRun(
         nodes=tuple(dict.fromkeys(names)),

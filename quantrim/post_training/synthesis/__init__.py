@@ -1,0 +1,1 @@
+"""Calibration images for a model whose data nobody may see."""
