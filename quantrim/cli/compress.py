@@ -30,7 +30,7 @@ from quantrim.cli.options import (
     TuneSecondsOption,
     parse_shape,
 )
-from quantrim.cli.output import JsonOption, console_for, emit_json, warn_of_scatter
+from quantrim.cli.output import JsonOption, console_for, emit_json, record_of, warn_of_scatter
 from quantrim.cli.remote import OnOption, run_there
 from quantrim.cli.tuning import show_trial, tuning_memory
 from quantrim.errors import ConfigError
@@ -159,7 +159,7 @@ def compress(
         carried_from = chosen_deploy([model], deploy, mean, std, fit)
     _carry(console, model, carried_from, output)
     show(console, result)
-    emit_json(result.to_json(), json_target)
+    emit_json(result.to_json(), json_target, record_of(output, "compress"))
 
 
 def _carry(console: Console, model: Path, deploy: Path | None, output: Path) -> None:
@@ -204,7 +204,11 @@ def _training(
             raise ConfigError("--pruning-ratio and --learning-rate need --iters; nothing is trained without.")
         return None
     settings = TrainSettings(
-        iters, config.batch_size, max(1, iters // 4), seed=seed or config.seed, best_key=best_key(config)
+        iters,
+        config.batch_size,
+        max(1, iters // 4),
+        seed=config.seed if seed is None else seed,
+        best_key=best_key(config),
     )
     return Training(settings, tuple(sorted(ratios or ())), learning_rate, save_dir)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,16 +28,19 @@ from quantrim.cli.options import (
     parse_pair,
     parse_shape,
     read_config,
+    refuse,
     require_cpu,
 )
-from quantrim.cli.output import JsonOption, console_for, emit_json
+from quantrim.cli.output import JsonOption, console_for, emit_json, record_of
 from quantrim.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     from rich.console import Console
 
+    from quantrim.engines import Session
     from quantrim.recipes.loading import Loaded
     from quantrim.vision.config import Config
     from quantrim.vision.views import Predict, Views
@@ -110,35 +114,95 @@ def evaluate(
     input_shape: InputShapeOption = None,
     skip_batch_num: Annotated[int, typer.Option(min=0, help="With --binary: batches not timed.")] = 0,
     batch_num: Annotated[int, typer.Option(min=0, help="With --binary: batches to use; 0 for all.")] = 0,
+    with_accuracy_layer: Annotated[
+        bool,
+        typer.Option(
+            "--with-accuracy-layer",
+            help="With --binary: the model takes labels and returns top-1 and top-5.",
+        ),
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="With --binary: a line a batch.")] = False,
     threads: AllThreadsOption = None,
     sets: SetOption = None,
     trust_code: TrustOption = False,
     json_target: JsonOption = None,
 ) -> None:
     """Evaluate torch weights, or an ONNX file on an engine, on a validation set or on binary data."""
+    from quantrim.engines import open_session
+    from quantrim.engines.machine import describe_machine
+    from quantrim.graph.load import model_in_folder
+    from quantrim.vision.data.binary import evaluate_binary
+    from quantrim.vision.evaluate import accuracy_layer, engine_predictor
+
     if binary is not None:
         if model is None or config is not None or weights is not None:
             raise ConfigError("--binary is for files on engines: give --model, and no --config or --weights.")
-        metrics = _on_binary(
-            binary, model, engine, threads, input_shape, batch_size or 50, skip_batch_num, batch_num
+        refuse(
+            "is not for --binary, which holds prepared images.",
+            limit=limit, seed=seed, scales=scales, flip=flip, flip_vertical=flip_vertical, crop_size=crop_size,
+            stride=stride, aug_eval=aug_eval, is_slide=is_slide, sets=sets, trust_code=trust_code,
+        )  # fmt: skip
+        require_cpu(device, f"{engine} here")
+        session = open_session(model_in_folder(model), engine, threads=threads)
+        images, labels = _binary_data(binary, session, model, input_shape)
+        console = console_for(json_target)
+        metrics: dict[str, Any] = evaluate_binary(
+            None if with_accuracy_layer else engine_predictor(session),
+            images,
+            labels,
+            batch_size=batch_size or 50,
+            skip_batch_num=skip_batch_num,
+            batch_num=batch_num,
+            layer=accuracy_layer(session) if with_accuracy_layer else None,
+            on_batch=(lambda line: console.print(line, markup=False)) if verbose else None,
         )
     else:
         if config is None:
             raise ConfigError("give --config, or --binary with --model.")
+        refuse(
+            "is for --binary.", input_shape=input_shape, skip_batch_num=skip_batch_num or None,
+            batch_num=batch_num or None, with_accuracy_layer=with_accuracy_layer, verbose=verbose,
+        )  # fmt: skip
+        if seed is not None and limit is None:
+            raise ConfigError("--seed draws the images of --limit; without it all are used.")
         if (weights is None) == (model is None):
             raise ConfigError("give either --weights or --model.")
         from quantrim.recipes.loading import load
         from quantrim.vision.evaluate import evaluate as run
 
+        views_given = {
+            "scales": scales, "flip": flip, "flip_vertical": flip_vertical, "crop_size": crop_size,
+            "stride": stride, "aug_eval": aug_eval, "is_slide": is_slide,
+        }  # fmt: skip
+
         loaded = load(read_config(config, sets, trust_code), weights, device)
         views = views_from(loaded.config, scales, flip, flip_vertical, crop_size, stride, is_slide)
         if loaded.facts.task == "detection":
+            refuse("is not for detectors, which see the image once.", **views_given)
+            refuse("is not for detectors, which are judged on the first images.", seed=seed)
             metrics = _of_boxes(loaded, model, engine, threads, batch_size or 8, limit)
         else:
             predict = views.of(predictor_of(loaded, model, engine, threads, device))
             metrics = run(predict, loaded.data, batch_size=batch_size or 8, limit=limit, seed=seed)
     show_metrics(console_for(json_target), metrics)
-    emit_json({"command": "evaluate", "model": str(model or weights), "metrics": metrics}, json_target)
+    record = {
+        "command": "evaluate",
+        "model": str(model or weights),
+        "config": None if config is None else str(config),
+        "engine": engine if model is not None else "torch",
+        "limit": limit,
+        "seed": seed,
+        "metrics": metrics,
+        "machine": describe_machine().to_json(),
+    }
+    emit_json(record, json_target, _record(str(model or weights)))
+
+
+def _record(judged: str) -> Path:
+    """Beside what was judged where that can be written, else in ``output``."""
+    local = Path(judged)
+    beside = local.exists() and os.access(local.parent, os.W_OK)
+    return record_of(local if beside else Path("output") / (local.name or "model"), "evaluate")
 
 
 def _of_boxes(
@@ -162,34 +226,14 @@ def show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
         console.print(f"{name:{width}}  {text}")
 
 
-def _on_binary(
-    binary: Path,
-    model: Path,
-    engine: str,
-    threads: int | None,
-    input_shape: str | None,
-    batch_size: int,
-    skip_batch_num: int,
-    batch_num: int,
-) -> dict[str, Any]:
-    from quantrim.engines import open_session
-    from quantrim.graph.load import model_in_folder
-    from quantrim.vision.data.binary import evaluate_binary, read_binary
-    from quantrim.vision.evaluate import engine_predictor
+def _binary_data(
+    binary: Path, session: Session, model: Path, input_shape: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of the shape that the model's images have."""
+    from quantrim.vision.data.binary import read_binary
 
-    model = model_in_folder(model)
-    session = open_session(model, engine, threads=threads)
-    shape = parse_shape(input_shape) or session.inputs[0].shape
+    image = next((port for port in session.inputs if len(port.shape) == 4), session.inputs[0])
+    shape = parse_shape(input_shape) or image.shape
     if len(shape) != 4 or any(size is None for size in shape[1:]):
         raise ConfigError(f"{model}: input has shape {shape}; give --input-shape N,C,H,W.")
-    images, labels = read_binary(binary, (int(shape[1] or 0), int(shape[2] or 0), int(shape[3] or 0)))
-    return {
-        **evaluate_binary(
-            engine_predictor(session),
-            images,
-            labels,
-            batch_size=batch_size,
-            skip_batch_num=skip_batch_num,
-            batch_num=batch_num,
-        )
-    }
+    return read_binary(binary, (int(shape[1] or 0), int(shape[2] or 0), int(shape[3] or 0)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,7 +21,7 @@ from quantrim.cli.options import (
     parse_shape,
     read_config,
 )
-from quantrim.cli.output import JsonOption, console_for, emit_json
+from quantrim.cli.output import JsonOption, console_for, emit_json, record_of
 from quantrim.cli.tuning import tuned_file
 from quantrim.errors import ConfigError
 
@@ -55,6 +55,7 @@ def export(
 
     The data set need not be on this disk; --input-shape fixes the shape.
     """
+    from quantrim.engines.machine import describe_machine
     from quantrim.files import size_mb
     from quantrim.recipes.loading import load
     from quantrim.recipes.runs import export as run
@@ -78,5 +79,10 @@ def export(
         f"{path}: {size:.2f} MB, largest difference from torch {difference:.1e}; "
         f"{path.with_name('deploy.yaml')}: how its images are prepared"
     )
-    result = {"command": "export", "output": str(path), "size_mb": size, "difference": difference}
-    emit_json(result if tuning is None else result | {"tuning": tuning}, json_target)
+    result: dict[str, Any] = {
+        "command": "export", "output": str(path), "config": str(config), "weights": str(weights),
+        "opset": opset, "output_op": operation, "size_mb": size, "difference": difference,
+        "machine": describe_machine().to_json(),
+    }  # fmt: skip
+    result |= {} if tuning is None else {"tuning": tuning}
+    emit_json(result, json_target, record_of(path, "export"))

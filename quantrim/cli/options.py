@@ -135,6 +135,13 @@ def require_cpu(device: str, what: str) -> None:
         raise ConfigError(f"device {device!r}: {what} runs on the CPU. Use device auto or cpu.", field="device")
 
 
+def refuse(why: str, **given: Any) -> None:
+    """Raise ConfigError for the first option that was given though nothing would come of it."""
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise ConfigError(f"{option_of(name)} {why}", field=None)
+
+
 def train_settings(config: Config, *, iters: int | None, batch_size: int | None, seed: int | None,
                    **others: Any) -> TrainSettings:  # fmt: skip
     """Settings of a training, from the configuration where an option was not given."""

@@ -43,9 +43,23 @@ def warn_of_scatter(console: Console, ratio: float) -> None:
         )
 
 
-def emit_json(result: dict[str, Any] | list[Any], target: str | None) -> None:
-    """Write a result where ``--json`` asks for it; nothing when it wasn't given."""
+def emit_json(result: dict[str, Any] | list[Any], target: str | None, record: Path | None = None) -> None:
+    """Write a result where ``--json`` asks for it, else to the record that goes with what was made.
+
+    Args:
+        result: plain values.
+        target: ``--json``.
+        record: file for where that wasn't given; None to write nothing.
+    """
     if target == "-":
         typer.echo(json.dumps(result, indent=2, allow_nan=False))
     elif target is not None:
         write_json(Path(target), result)
+    elif record is not None:
+        write_json(record, result)
+
+
+def record_of(made: str | Path, command: str) -> Path:
+    """``folder/int8.ptq.json`` for ``folder/int8.onnx``: the record of how a file was made or judged."""
+    made = Path(made)
+    return made.with_name(f"{made.stem}.{command}.json")

@@ -27,6 +27,7 @@ from quantrim.cli.options import (
     WeightsOption,
     parse_floats,
     read_config,
+    refuse,
 )
 from quantrim.cli.output import JsonOption, console_for, emit_json
 from quantrim.errors import ConfigError
@@ -67,6 +68,7 @@ def predict(
     The data set of the configuration need not be on this disk.
     """
     from quantrim.engines import open_session
+    from quantrim.engines.machine import describe_machine
     from quantrim.recipes.boxes import boxes_run, only_output
     from quantrim.recipes.judging import detection_test
     from quantrim.recipes.loading import load
@@ -82,6 +84,11 @@ def predict(
     _, transforms = export_transforms(loaded.config)
     facts = loaded.facts
     if facts.task == "detection":
+        refuse(
+            "is not for detectors, which see the image once.",
+            scales=scales, flip=flip, flip_vertical=flip_vertical, crop_size=crop_size, stride=stride,
+            aug_pred=aug_pred, is_slide=is_slide,
+        )  # fmt: skip
         run, decoder = boxes_run(
             loaded, None if model is None else open_session(model, engine, threads=threads)
         )
@@ -99,7 +106,8 @@ def predict(
         console.print(f"images are in {save_dir}")
     if facts.task == "detection":
         console.print(f"boxes are in {write_boxes(results, save_dir)}")
-    emit_json({"command": "predict", "results": results}, json_target)
+    record = {"command": "predict", "config": str(config), "model": str(model or weights), "results": results}
+    emit_json(record | {"machine": describe_machine().to_json()}, json_target, save_dir / "predict.json")
 
 
 def line_of(result: dict[str, Any]) -> str:

@@ -38,7 +38,7 @@ from quantrim.cli.options import (
     parse_words,
     require_cpu,
 )
-from quantrim.cli.output import UNFAITHFUL, JsonOption, console_for, emit_json, warn_of_scatter
+from quantrim.cli.output import UNFAITHFUL, JsonOption, console_for, emit_json, record_of, warn_of_scatter
 from quantrim.cli.supervise import settled
 from quantrim.cli.tuning import show_trial, show_tuning, tuning_memory
 from quantrim.errors import ConfigError
@@ -169,7 +169,7 @@ def ptq(
         console.print(prepared_by(data, deploy, preprocess), markup=False)
     if result.faithful and deploy is not None and (told := carried(model, deploy, output)):
         console.print(told, markup=False)
-    emit_json(result.to_json(), json_target)
+    emit_json(result.to_json(), json_target, record_of(result.output, "ptq"))
     if not result.faithful:
         raise typer.Exit(UNFAITHFUL)
 

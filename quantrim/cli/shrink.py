@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from quantrim.cli.options import InputShapeOption, parse_shape
-from quantrim.cli.output import JsonOption, console_for, emit_json
+from quantrim.cli.output import JsonOption, console_for, emit_json, record_of
 
 
 def shrink(
@@ -48,4 +48,4 @@ def shrink(
     )
     for name, judgement in result.judgements.items():
         console.print(f"{name}: {judgement.summary}", markup=False)
-    emit_json(result.to_json(), json_target)
+    emit_json(result.to_json(), json_target, record_of(output, "shrink"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -46,6 +46,35 @@ def engine_predictor(session: Session) -> Predict:
         return np.concatenate(made)
 
     return predict
+
+
+def accuracy_layer(session: Session) -> Callable[[np.ndarray, np.ndarray], tuple[float, float]]:
+    """Images and labels → top-1 and top-5 of the batch, as a model that ends with an accuracy layer says.
+
+    Raises:
+        ModelError: the model does not take images and integer labels, or returns fewer than two single values.
+    """
+    images = [port for port in session.inputs if len(port.shape) == 4]
+    labels = [port for port in session.inputs if np.issubdtype(port.dtype, np.integer)]
+    if len(session.inputs) != 2 or len(images) != 1 or len(labels) != 1:
+        raise ModelError(
+            "an accuracy layer needs a model of one image input and one integer label input; this one takes "
+            f"{', '.join(port.name for port in session.inputs)}. Leave the accuracy layer out."
+        )
+    (image,), (label,) = images, labels
+
+    def judge(batch: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+        shaped = truth.astype(label.dtype).reshape(-1, *(1,) * (len(label.shape) - 1))
+        outputs = session.run({image.name: batch, label.name: shaped}).values()
+        scalars = [float(value.reshape(-1)[0]) for value in map(np.asarray, outputs) if value.size == 1]
+        if len(scalars) < 2:
+            raise ModelError(
+                f"accuracy layer: the model has {len(scalars)} outputs with a single value; it needs top-1 and "
+                "top-5."
+            )
+        return scalars[-2], scalars[-1]
+
+    return judge
 
 
 def evaluate(

@@ -8,6 +8,7 @@ model is timed.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from quantrim.files import atomic_path
 from quantrim.vision.data.datasets import VisionData
 from quantrim.vision.metrics import TopK, require_answers
 from quantrim.vision.views import Predict
+
+#: Images and labels of a batch → top-1 and top-5, in 0..1.
+Layer = Callable[[np.ndarray, np.ndarray], tuple[float, float]]
 
 
 def read_binary(path: str | Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -87,23 +91,27 @@ def write_binary(path: str | Path, data: VisionData, limit: int | None = None) -
 
 
 def evaluate_binary(
-    predict: Predict,
+    predict: Predict | None,
     images: np.ndarray,
     labels: np.ndarray,
     *,
     batch_size: int = 50,
     skip_batch_num: int = 0,
     batch_num: int = 0,
+    layer: Layer | None = None,
+    on_batch: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """Top-1/top-5 over a binary set, and latency without the first ``skip_batch_num`` batches.
 
     Args:
-        predict: images → logits.
+        predict: images → logits; None with ``layer``.
         images: float32 (N, C, H, W).
         labels: int64 (N,).
         batch_size: images a batch; the last, smaller one counts by its images.
         skip_batch_num: warm-up batches left out of the latency, kept in the accuracy.
         batch_num: batches to use; 0 for all.
+        layer: instead of ``predict``: images and labels → top-1 and top-5 of the batch, by the model itself.
+        on_batch: gets a line about each batch.
 
     Returns:
         top1, top5, images, and where a batch was timed, images_per_second and, of medians over batches,
@@ -113,28 +121,63 @@ def evaluate_binary(
         DataError: a label is no class of the model, or an image holds NaN.
         ModelError: the model answers with NaN.
     """
-    counter, timed = TopK(), 0
+    tally = _Tally(predict, layer)
     seconds: list[float] = []
-    each: list[float] = []
+    sizes: list[int] = []
     starts = range(0, len(labels), batch_size)
     for number, start in enumerate(starts[: batch_num or None]):
         batch = np.ascontiguousarray(images[start : start + batch_size])
-        truth = np.asarray(labels[start : start + batch_size])
         _require_numbers(batch, start)
-        begin = time.perf_counter()
-        logits = predict(batch)
+        took = tally.add(batch, np.asarray(labels[start : start + batch_size]), start)
         if number >= skip_batch_num:
-            seconds.append(time.perf_counter() - begin)
-            each.append(seconds[-1] / len(batch))
-            timed += len(batch)
-        _check_labels(require_answers(logits, start), truth)
-        counter.add(logits, truth)
-    metrics: dict[str, Any] = {**counter.metrics(), "images": float(counter.samples)}
+            seconds.append(took)
+            sizes.append(len(batch))
+        if on_batch is not None:
+            warm = "" if number >= skip_batch_num else " (warm-up)"
+            on_batch(f"batch {number}: {1e3 * took / len(batch):.3f} ms an image, {tally.line}{warm}")
+    metrics: dict[str, Any] = tally.metrics()
     if seconds:
-        metrics["images_per_second"] = timed / sum(seconds)
-        metrics["latency_ms"] = 1e3 * float(np.median(each))
+        metrics["images_per_second"] = sum(sizes) / sum(seconds)
+        metrics["latency_ms"] = 1e3 * float(np.median(np.divide(seconds, sizes)))
         metrics["batch_latency_ms"] = 1e3 * float(np.median(seconds))
     return metrics
+
+
+class _Tally:
+    """Top-1 and top-5 so far, counted here or by the model's own accuracy layer, weighted by images."""
+
+    def __init__(self, predict: Predict | None, layer: Layer | None) -> None:
+        self.predict, self.layer = predict, layer
+        self.counter, self.shares, self.images = TopK(), np.zeros(2), 0
+
+    def add(self, images: np.ndarray, labels: np.ndarray, start: int) -> float:
+        """Judge a batch; seconds that the model took."""
+        begin = time.perf_counter()
+        if self.layer is not None:
+            found = self.layer(images, labels)
+            took = time.perf_counter() - begin
+            self.shares += np.array(found) * len(labels)
+        else:
+            assert self.predict is not None
+            logits = self.predict(images)
+            took = time.perf_counter() - begin
+            _check_labels(require_answers(logits, start), labels)
+            self.counter.add(logits, labels)
+        self.images += len(labels)
+        return took
+
+    def metrics(self) -> dict[str, Any]:
+        """Of all batches so far."""
+        if self.layer is None:
+            return {**self.counter.metrics(), "images": float(self.images)}
+        top1, top5 = (self.shares / max(1, self.images)).tolist()
+        return {"top1": top1, "top5": top5, "images": float(self.images)}
+
+    @property
+    def line(self) -> str:
+        """``top1 0.7312, top5 0.9310 of 100 images``."""
+        found = self.metrics()
+        return f"top1 {found['top1']:.4f}, top5 {found['top5']:.4f} of {self.images} images"
 
 
 def _require_numbers(images: np.ndarray, seen: int) -> None:
