@@ -17,6 +17,7 @@ import gzip
 import importlib.util
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -154,22 +155,38 @@ def uniform(net: nn.Module, data: Data, ratio: float) -> None:
             return
 
 
-def torch_pruning(net: nn.Module, data: Data, ratio: float, importance: str = "MagnitudeImportance") -> None:
+#: Torch-Pruning's importances by the names of its documentation.
+PEERS = {
+    "L2": ("MagnitudeImportance", {"p": 2, "group_reduction": "first"}),
+    "FPGM": ("FPGMImportance", {}),
+    "Taylor": ("GroupTaylorImportance", {}),
+    "group norm": ("GroupMagnitudeImportance", {"p": 2}),
+}
+
+
+def torch_pruning(net: nn.Module, data: Data, ratio: float, kind: str) -> None:
+    """The smallest global share of channels whose FLOPs are low enough."""
     import torch_pruning as tp
 
     x, whole = data["test"][0][:1], copy.deepcopy(net)
+    name, options = PEERS[kind]
     for share in np.arange(0.02, 0.9, 0.02):
         trial = copy.deepcopy(whole)
         heads = [
             layer for layer in trial.modules() if isinstance(layer, nn.Linear) and layer.out_features == 10
         ]
+        if kind == "Taylor":
+            images, labels = (part[:1024] for part in data["train"])
+            nn.functional.cross_entropy(trial(images), labels).backward()
         tp.pruner.MetaPruner(
-            trial, x, getattr(tp.importance, importance)(), global_pruning=True, pruning_ratio=float(share),
-            round_to=2, ignored_layers=heads, max_pruning_ratio=0.9,
+            trial, x, getattr(tp.importance, name)(**options), global_pruning=True,
+            pruning_ratio=float(share), round_to=2, ignored_layers=heads, max_pruning_ratio=0.9,
         ).step()  # fmt: skip
         if flops(trial) <= (1 - ratio) * flops(whole):
+            trial.zero_grad()
             net.__dict__ = trial.__dict__
             return
+    raise SystemExit(f"Torch-Pruning ({kind}) does not reach {ratio}")
 
 
 METHODS: dict[str, Callable[[nn.Module, Data, float], None]] = {
@@ -180,8 +197,7 @@ METHODS: dict[str, Callable[[nn.Module, Data, float], None]] = {
     "l1 alone": lambda net, data, ratio: prune(net, data["test"][0][:1], ratio=ratio, limits=FINE) and None,
 }
 if importlib.util.find_spec("torch_pruning"):
-    METHODS["Torch-Pruning, global L2"] = torch_pruning
-    METHODS["Torch-Pruning, FPGM"] = lambda net, data, ratio: torch_pruning(net, data, ratio, "FPGMImportance")
+    METHODS |= {f"Torch-Pruning, {kind}": partial(torch_pruning, kind=kind) for kind in PEERS}
 
 
 def main() -> None:

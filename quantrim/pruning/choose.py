@@ -128,7 +128,7 @@ def _choices(group: ChannelGroup, task: Task) -> Choices:
     kept, sensitivity = allowed_units(group, task.config.limits), task.known.sensitivity
     if sensitivity is not None and group.name in sensitivity.groups:
         loss = sensitivity.loss(group.name, 1 - kept / group.units)
-    elif sensitivity is not None:  # not measured: left alone
+    elif sensitivity is not None or group.is_block:  # not measured: left alone
         kept, loss = kept[:1], np.zeros(1)
     elif task.config.criterion in DATA_DRIVEN:
         loss = loss_of_estimates(task.scores[group.name], kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ from quantrim.files import atomic_path, read_json, validated, write_json
 from quantrim.modules import named_tensors
 from quantrim.pruning.groups.groups import Removal
 from quantrim.pruning.groups.walk import Member
+from quantrim.pruning.sizes import block_at, size_at
 from quantrim.pruning.surgery import inverse, remove
 
 PLAN_FILE, WEIGHT_FILE = "plan.json", "model.pth"
@@ -30,7 +31,9 @@ class PruningPlan:
     """Positions that stay.
 
     Attributes:
-        shapes: sizes of all parameters and buffers of the model that the plan starts from.
+        shapes: sizes of all parameters and buffers of the model that the plan starts from, and numbers in
+            attributes that go with them, such as ``num_heads``, as if they were vectors so long; residual
+            blocks that go as a whole count as vectors of one.
         kept: positions that stay, rising, by dimension of a tensor; what is not named stays whole.
         facts: figures of the run that made it, for people.
     """
@@ -44,14 +47,16 @@ class PruningPlan:
         """Positions that go."""
         return inverse(self.kept, self.shapes)
 
-    def then(self, removal: Removal, facts: Mapping[str, Any] | None = None) -> PruningPlan:
-        """This plan followed by a removal from the model that it leaves."""
+    def then(self, later: PruningPlan | Removal, facts: Mapping[str, Any] | None = None) -> PruningPlan:
+        """This plan followed by another one, or a removal, from the model that it leaves."""
+        removal, shapes = (later.removal, later.shapes) if isinstance(later, PruningPlan) else (later, {})
+        first_named = {member.tensor for member in removal} - self.shapes.keys()  # attributes untouched so far
+        shapes = {**self.shapes, **{name: shapes[name] for name in first_named}}
         kept = dict(self.kept)
         for member, gone in removal.items():
-            size = self.shapes[member.tensor][member.dim]
-            before = np.asarray(kept.get(member, range(size)), dtype=np.int64)
+            before = np.asarray(kept.get(member, range(shapes[member.tensor][member.dim])), dtype=np.int64)
             kept[member] = tuple(map(int, np.delete(before, gone)))
-        return PruningPlan(self.shapes, kept, dict(facts if facts is not None else self.facts))
+        return PruningPlan(shapes, kept, dict(facts if facts is not None else self.facts))
 
     def apply(self, module: nn.Module) -> nn.Module:
         """Prune a model of the structure that the plan starts from, in place.
@@ -59,7 +64,7 @@ class PruningPlan:
         Raises:
             CheckpointError: the model has other tensors or shapes.
         """
-        shapes = tensor_shapes(module)
+        shapes = tensor_shapes(module) | _sizes(module, self.kept)
         if shapes != dict(self.shapes):
             raise CheckpointError(
                 f"the plan is of another model than {type(module).__name__}: {self._clash(shapes)}"
@@ -106,6 +111,8 @@ class PruningPlan:
             }
             for member, positions in kept.items():
                 size = shapes[member.tensor][member.dim]
+                if not positions and shapes[member.tensor] == (1,):
+                    continue  # a block
                 if (
                     not positions
                     or list(positions) != sorted(set(positions))
@@ -130,6 +137,19 @@ class _StoredPlan(BaseModel):
 def empty_plan(module: nn.Module) -> PruningPlan:
     """Plan that keeps all of a module."""
     return PruningPlan(tensor_shapes(module), {})
+
+
+def plan_of(module: nn.Module, removal: Removal) -> PruningPlan:
+    """Plan of a removal from a module."""
+    return PruningPlan(tensor_shapes(module) | _sizes(module, removal), {}).then(removal)
+
+
+def _sizes(module: nn.Module, members: Iterable[Member]) -> dict[str, tuple[int, ...]]:
+    """Numbers in attributes, and blocks, that are named beside tensors."""
+    others = {one.tensor for one in members} - named_tensors(module).keys()
+    sizes = {name: size for name in others if (size := size_at(module, name)) is not None}
+    blocks = {name: 1 for name in others - sizes.keys() if block_at(module, name) is not None}
+    return {name: (size,) for name, size in (sizes | blocks).items()}
 
 
 def tensor_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -16,15 +16,16 @@ from quantrim.pruning.choose import Known, Task, choose, over_remaining
 from quantrim.pruning.config import Method, PruneConfig
 from quantrim.pruning.cost.cost import full_widths, macs_model, parameter_count
 from quantrim.pruning.cost.solver import Cost, Limits, Solution
-from quantrim.pruning.groups.check import isolate, without
 from quantrim.pruning.groups.groups import Frozen, Removal, joined
-from quantrim.pruning.plan import PruningPlan, empty_plan
+from quantrim.pruning.groups.trial import Trial
+from quantrim.pruning.groups.walk import Member
+from quantrim.pruning.plan import PruningPlan, plan_of
 from quantrim.pruning.sensitivity.criteria import DATA_DRIVEN, Examples, Scores, score
 from quantrim.pruning.sensitivity.curves import Sensitivity
 from quantrim.pruning.sensitivity.probe import Probe
 from quantrim.pruning.surgery import remove
 from quantrim.pruning.survey import Survey, survey
-from quantrim.pruning.together import chosen_removals
+from quantrim.pruning.together import chosen_units
 
 #: A share removed that misses the one asked for by more than this is told.
 _COARSE = 0.1
@@ -58,6 +59,7 @@ class PruningResult:
         groups: widths.
         frozen: layers that were left alone, with reasons.
         expected_loss: sum of the losses that the criterion or the sensitivity file predicts.
+        blocks: paths of residual blocks that are identities now.
     """
 
     plan: PruningPlan
@@ -68,6 +70,7 @@ class PruningResult:
     groups: tuple[GroupReport, ...]
     frozen: tuple[Frozen, ...]
     expected_loss: float
+    blocks: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The keys of the JSON schema that need neither engine nor data."""
@@ -78,6 +81,7 @@ class PruningResult:
             "achieved_ratio": self.achieved,
             "expected_loss": self.expected_loss,
             "groups": [{"name": g.name, "before": g.before, "after": g.after} for g in self.groups],
+            "blocks": list(self.blocks),
             "frozen": [{"layer": f.layer, "reason": f.reason, "channels": f.channels} for f in self.frozen],
         }
 
@@ -214,26 +218,18 @@ def _proven(
     module: nn.Module, config: PruneConfig, known: Known, looked: Survey, scores: Mapping[str, Scores]
 ) -> _Proven:
     """Choose widths and check their removal; groups that fail are frozen, and the rest is chosen again."""
-    graph, frozen = looked.graph, dict[str, str]()
+    graph = looked.graph
     while True:
-        graph = without(graph, frozen)
         cost: Cost = macs_model(graph)
         if known.objective is not None:
             cost = over_remaining(known.objective, looked.graph, graph)
         task = Task(module, graph, scores, cost, config, known)
         solution = choose(task)
-        removals = chosen_removals(graph.groups, scores, solution.kept)
-        touched = [group for group in graph.groups if group.name in removals]
-        removal = joined(removals.values())
-        normalised = any(group.normalised for group in touched)
-        reason = looked.checker.failure(removal, normalised) if removals else None
-        if reason is None:
-            return _Proven(task, solution, removal)
-        frozen = isolate(touched, removals, looked.checker)
-        if not frozen:
-            raise ModelError(
-                f"the self-check fails and no group is to blame: {reason}. Please report the model."
-            )
+        trial = Trial(graph, chosen_units(graph.groups, scores, solution.kept), looked.checker)
+        graph = trial.settled()
+        if not trial.frozen:
+            touched = (group for group in graph.groups if group.name in trial.units)
+            return _Proven(task, solution, joined(group.removal(trial.units[group.name]) for group in touched))
 
 
 def _carried_out(
@@ -245,11 +241,11 @@ def _carried_out(
     graph, config, kept = proven.task.graph, proven.task.config, proven.solution.kept
     full, macs = full_widths(graph), macs_model(graph)
     before = parameter_count(module)
-    plan = empty_plan(module).then(proven.removal)
+    plan = plan_of(module, proven.removal)
     remove(module, proven.removal, optimizer=optimizer, followers=followers)
-    channels = np.array([group.channels_of_unit for group in graph.groups], dtype=np.int64)
+    channels = np.array([group.channels_of_unit * (not group.is_block) for group in graph.groups], np.int64)
     if config.of_channels:
-        achieved = 1 - float((kept * channels).sum()) / max(1.0, float((full * channels).sum()))
+        achieved = float(((full - kept) * channels).sum()) / max(1.0, float((full * channels).sum()))
     else:
         achieved = 1 - float(proven.task.cost(kept)) / float(proven.task.cost(full))
     flops = {"before": 2 * float(macs(full)), "after": 2 * float(macs(kept))}
@@ -263,7 +259,9 @@ def _carried_out(
         groups=tuple(
             GroupReport(group.name, group.channels, int(count) * group.channels_of_unit)
             for group, count in zip(graph.groups, kept, strict=True)
+            if not group.is_block
         ),
+        blocks=tuple(path for path in graph.blocks if Member(path, 0) in proven.removal),
         frozen=graph.frozen,
         expected_loss=proven.solution.loss,
     )

@@ -1,9 +1,14 @@
-"""Attributes of layers that tell how many channels they have, brought up to date after channels went."""
+"""Attributes of layers that tell how many channels they have, brought up to date after channels went.
+
+Layers of torch are known. Of any other module a whole number in an attribute (``num_heads``, ``sizes[1]``) may
+be the width of something; :mod:`quantrim.pruning.groups.trial` finds what it follows, and then it is pruned as
+the dimension of a tensor is.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -79,3 +84,51 @@ def _(layer: nn.PReLU, weight: Tensor, before: torch.Size) -> None:
 @_tell_sizes.register
 def _(layer: nn.Embedding, weight: Tensor, before: torch.Size) -> None:
     layer.num_embeddings, layer.embedding_dim = weight.shape
+
+
+def written_sizes(layer: nn.Module) -> Iterator[tuple[str, int]]:
+    """Whole numbers above 1 among a layer's attributes, with their names: ``num_heads``, ``sizes.1``."""
+    for name, value in vars(layer).items():
+        if name.startswith("_"):
+            continue
+        if type(value) is int and value > 1:
+            yield name, value
+        elif isinstance(value, list | tuple) and all(type(one) is int for one in value):
+            yield from ((f"{name}.{index}", one) for index, one in enumerate(value) if one > 1)
+
+
+def size_at(module: nn.Module, path: str) -> int | None:
+    """The whole number in an attribute such as ``blocks.0.attn.num_heads``; None where there is none."""
+    layer, name = _owner(module, path)
+    return None if layer is None else dict(written_sizes(layer)).get(name)
+
+
+def write_size(module: nn.Module, path: str, size: int) -> None:
+    """Put a number in the place of the one that :func:`size_at` reads."""
+    layer, name = _owner(module, path)
+    attribute, _, index = name.partition(".")
+    if index:
+        sizes = getattr(layer, attribute)
+        changed = [size if number == int(index) else one for number, one in enumerate(sizes)]
+        setattr(layer, attribute, type(sizes)(changed))
+    else:
+        setattr(layer, attribute, size)
+
+
+def block_at(module: nn.Module, path: str) -> nn.Module | None:
+    """The submodule at a path; None where there is none, or it went already."""
+    try:
+        found = module.get_submodule(path)
+    except AttributeError:
+        return None
+    return None if isinstance(found, nn.Identity) else found
+
+
+def _owner(module: nn.Module, path: str) -> tuple[nn.Module | None, str]:
+    """The layer that has an attribute, and the attribute's name in it."""
+    words = path.split(".")
+    length = 2 if words[-1].isdigit() else 1
+    try:
+        return module.get_submodule(".".join(words[:-length])), ".".join(words[-length:])
+    except AttributeError:
+        return None, path

@@ -19,7 +19,7 @@ from quantrim.errors import ModelError
 from quantrim.modules import named_tensors
 from quantrim.pruning.groups.groups import Removal
 from quantrim.pruning.groups.walk import Member
-from quantrim.pruning.sizes import tell_sizes
+from quantrim.pruning.sizes import block_at, size_at, tell_sizes, write_size
 
 #: Positions kept of a tensor, by dimension.
 Kept = dict[int, Tensor]
@@ -71,7 +71,8 @@ def remove(
         ModelError: the removal does not fit the module.
     """
     modules = [module, *(unwrapped(one, removal) for one in followers)]
-    for one, kept in [(one, _kept(one, removal)) for one in modules]:  # all are checked before one is changed
+    # all are checked before one is changed
+    for one, kept, sizes in [(one, _kept(one, removal), _sizes_left(one, removal)) for one in modules]:
         tensors = named_tensors(one)
         fresh = _fresh(tensors, kept)
         _put(one, fresh)
@@ -80,15 +81,21 @@ def remove(
         before = {id(new): old.shape for old, new in fresh.values()}
         for layer in one.modules():
             tell_sizes(layer, before)
+        for path, size in sizes.items():
+            write_size(one, path, size)
+        _drop(one, _blocks(one, removal), optimizer)
         for old, _ in fresh.values():
             if isinstance(old, nn.Parameter):
                 old.__class__ = Replaced
 
 
 def unwrapped(follower: nn.Module, removal: Removal) -> nn.Module:
-    """The module inside wrappers whose tensors the removal names."""
-    found = follower
-    while not {member.tensor for member in removal} <= named_tensors(found).keys():
+    """The module inside wrappers whose tensors and attributes the removal names."""
+    found, names = follower, {member.tensor for member in removal}
+    while any(
+        size_at(found, name) is None and block_at(found, name) is None
+        for name in names - named_tensors(found).keys()
+    ):
         inside = (getattr(found, name, None) for name in _INSIDE)
         inner = next((one for one in inside if isinstance(one, nn.Module)), None)
         if inner is None:
@@ -102,15 +109,22 @@ def zero(module: nn.Module, removal: Removal) -> None:
     tensors = named_tensors(module)
     with torch.no_grad():
         for member, positions in removal.items():
+            if member.tensor not in tensors:  # a block, or the number in an attribute, which needs no silence
+                continue
             index = torch.as_tensor(positions, device=tensors[member.tensor].device)
             tensors[member.tensor].index_fill_(member.dim, index, 0.0)
+        for block in _blocks(module, removal).values():
+            for parameter in block.parameters():
+                parameter.zero_()
 
 
 def _kept(module: nn.Module, removal: Removal) -> dict[str, Kept]:
-    tensors = named_tensors(module)
+    tensors, others = named_tensors(module), {*_sizes_left(module, removal), *_blocks(module, removal)}
     kept: dict[str, Kept] = {}
     for member, positions in removal.items():
         tensor = tensors.get(member.tensor)
+        if member.tensor in others:
+            continue
         if tensor is None or member.dim >= tensor.ndim or positions.max(initial=-1) >= tensor.shape[member.dim]:
             raise ModelError(
                 f"dimension {member.dim} of {member.tensor!r} can't lose position {positions.max(initial=-1)}: "
@@ -121,6 +135,50 @@ def _kept(module: nn.Module, removal: Removal) -> dict[str, Kept]:
             raise ModelError(f"nothing would be left of {member.tensor!r}; at least one channel must stay.")
         kept.setdefault(member.tensor, {})[member.dim] = torch.from_numpy(left)
     return kept
+
+
+def _sizes_left(module: nn.Module, removal: Removal) -> dict[str, int]:
+    """What attributes tell afterwards, by their paths."""
+    tensors, left = named_tensors(module), dict[str, int]()
+    for member, positions in removal.items():
+        size = None if member.tensor in tensors else size_at(module, member.tensor)
+        if size is None:
+            continue
+        if positions.max(initial=-1) >= size or len(positions) == size:
+            raise ModelError(
+                f"{member.tensor!r} is {size} and can't lose {len(positions)}: {type(module).__name__} is not "
+                "the model that was analysed."
+            )
+        left[member.tensor] = size - len(positions)
+    return left
+
+
+def _blocks(module: nn.Module, removal: Removal) -> dict[str, nn.Module]:
+    """Residual blocks that go as a whole."""
+    tensors = named_tensors(module)
+    found = {one.tensor: block_at(module, one.tensor) for one in removal if one.tensor not in tensors}
+    return {path: block for path, block in found.items() if block is not None}
+
+
+def _drop(module: nn.Module, blocks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer | None) -> None:
+    """Put identities in the place of blocks, and take their parameters from the optimizer."""
+    if not blocks:
+        return
+    dropped = {id(block) for block in blocks.values()}
+    for owner in list(module.modules()):
+        for name, child in owner._modules.items():
+            if child is not None and id(child) in dropped:
+                owner._modules[name] = nn.Identity().train(child.training)
+    left = set(map(id, module.parameters()))
+    gone = [one for block in blocks.values() for one in block.parameters() if id(one) not in left]
+    if optimizer is not None:
+        lost = set(map(id, gone))
+        for group in optimizer.param_groups:
+            group["params"] = [one for one in group["params"] if id(one) not in lost]
+        for one in gone:
+            optimizer.state.pop(one, None)
+    for one in gone:
+        one.__class__ = Replaced
 
 
 def _fresh(tensors: Mapping[str, Tensor], kept: Mapping[str, Kept]) -> _Fresh:

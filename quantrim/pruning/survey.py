@@ -10,8 +10,10 @@ from torch import nn
 
 from quantrim.pruning.cost.cost import full_widths, macs_model
 from quantrim.pruning.cost.solver import Limits, least_units
-from quantrim.pruning.groups.check import Checker, verified
-from quantrim.pruning.groups.groups import ChannelGraph, channel_graph
+from quantrim.pruning.groups.blocks import with_blocks
+from quantrim.pruning.groups.check import Checker
+from quantrim.pruning.groups.groups import ChannelGraph, captured, channel_graph
+from quantrim.pruning.groups.trial import prunable_graph
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,8 +66,10 @@ def channel_groups(
     Raises:
         ModelError: the model is wrapped or parametrised, or fails on the inputs.
     """
-    graph = channel_graph(module, example_inputs, protect=tuple(protect))
-    return verified(graph, Checker(module, example_inputs)) if check else graph
+    captures = captured(module, example_inputs)
+    if not check:
+        return channel_graph(module, captures, protect=tuple(protect))
+    return prunable_graph(module, captures, Checker(module, example_inputs), protect=tuple(protect))
 
 
 def survey(
@@ -81,7 +85,8 @@ def survey(
     """
     limits = limits or Limits()
     checker = Checker(module, example_inputs)
-    graph = verified(channel_graph(module, example_inputs, protect=tuple(protect)), checker)
+    graph = prunable_graph(module, captured(module, example_inputs), checker, protect=tuple(protect))
+    graph = with_blocks(graph, checker) if limits.blocks else graph
     cost = macs_model(graph)
     least = least_units(graph.groups, limits)
     return Survey(graph, checker, limits, 2 * float(cost(full_widths(graph))), 2 * float(cost(least)))

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from quantrim.modules import in_mode
 from quantrim.pruning.cost.solver import Choices, Cost, Solution, fitted, widened
-from quantrim.pruning.groups.groups import ChannelGroup, Removal, joined
+from quantrim.pruning.groups.groups import ChannelGroup, Indices, joined
 from quantrim.pruning.sensitivity.criteria import Scores
 from quantrim.pruning.sensitivity.probe import Losses, Probe, direct_losses
 from quantrim.pruning.sensitivity.statistics import own_statistics, recalibrate_batch_norm
@@ -66,7 +66,8 @@ class Together:
 
     def _measured(self, kept: Widths) -> Losses:
         smaller = copy.deepcopy(self.module)
-        remove(smaller, joined(chosen_removals(self.groups, self.scores, kept).values()))
+        units = chosen_units(self.groups, self.scores, kept)
+        remove(smaller, joined(one.removal(units[one.name]) for one in self.groups if one.name in units))
         if not self.recalibrate:
             with in_mode(smaller, training=False):
                 return direct_losses(smaller, self.probe)
@@ -98,16 +99,15 @@ def statistics_hold(module: nn.Module, probe: Probe) -> bool:
     return float(rises.mean()) <= _SIGNIFICANT * error
 
 
-def chosen_removals(
+def chosen_units(
     groups: Sequence[ChannelGroup], scores: Mapping[str, Scores], kept: Widths
-) -> dict[str, Removal]:
-    """The lowest scores of each group go; groups that stay whole are left out."""
-    removals = {}
-    for group, count in zip(groups, kept, strict=True):
-        if count < group.units:
-            ranking = np.argsort(scores[group.name], kind="stable")
-            removals[group.name] = group.removal(ranking[: group.units - int(count)])
-    return removals
+) -> dict[str, Indices]:
+    """Units that go, by group: those of the lowest scores; groups that stay whole are left out."""
+    return {
+        group.name: np.argsort(scores[group.name], kind="stable")[: group.units - int(count)]
+        for group, count in zip(groups, kept, strict=True)
+        if count < group.units
+    }
 
 
 def together(
@@ -151,7 +151,7 @@ def _between(
 ) -> Iterator[Widths]:
     """Widths between those of a start and all layers cut alike, at the target."""
     for share in (1.0, 0.5):
-        shape = np.exp(share * np.log(full) + (1 - share) * np.log(start))
+        shape = np.where(start > 0, full**share * start ** (1 - share), 0.0)
         found = fitted(choices, cost, shape, target)
         if found is not None:
             yield found

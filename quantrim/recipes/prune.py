@@ -320,7 +320,7 @@ class _Run:
             result = prune_as(model, self.example, replace(request, ratio=share), known)
         if statistics_hold(self.teacher, self.probe):
             recalibrate_batch_norm(model, (inputs for inputs, _ in self.probe.batches))
-        self.plan = self.plan.then(result.plan.removal)
+        self.plan = self.plan.then(result.plan)
         return result
 
     def _sensitivity(self, found: Forecast, step: int) -> Sensitivity | None:

@@ -88,7 +88,10 @@ class CostModel:
 
 def macs_model(graph: ChannelGraph) -> CostModel:
     """Multiply-accumulates of convolutions and matrix products on the example inputs, in evaluation."""
-    return _model(graph, [factors for call, _ in graph.calls for factors in products_of(call)])
+    products = (
+        [*factors, *graph.blocks_around(call.layer)] for call, _ in graph.calls for factors in products_of(call)
+    )
+    return _model(graph, list(products))
 
 
 def _model(graph: ChannelGraph, products: Sequence[Sequence[Factor]]) -> CostModel:

@@ -110,16 +110,16 @@ class LatencyModel:
 
     Attributes:
         widths: of all channel dimensions that matter.
-        layers: table, row of the input's and of the output's channels, for each timed layer.
-        moved: constant and rows of channels whose product is the numbers moved.
+        layers: table, row of the input's and of the output's channels and of the block, for each timed layer.
+        moved: constant and rows of channels and block whose product is the numbers moved.
         rate: milliseconds for each number moved.
         scale: measured time of the whole model over the sum.
         full_ms: time of the unpruned model, as measured.
     """
 
     widths: Widths
-    layers: tuple[tuple[_Table, int, int], ...]
-    moved: tuple[tuple[float, int], ...]
+    layers: tuple[tuple[_Table, int, int, int], ...]
+    moved: tuple[tuple[float, int, int], ...]
     rate: float
     scale: float
     full_ms: float
@@ -128,10 +128,10 @@ class LatencyModel:
         """Milliseconds, float64[...]."""
         widths = self.widths(kept)
         total = np.zeros(np.shape(kept)[:-1])
-        for table, inner, outer in self.layers:
-            total = total + table(widths[..., inner], widths[..., outer])
-        for constant, row in self.moved:
-            total = total + self.rate * constant * widths[..., row]
+        for table, inner, outer, block in self.layers:
+            total = total + table(widths[..., inner], widths[..., outer]) * widths[..., block]
+        for constant, row, block in self.moved:
+            total = total + self.rate * constant * widths[..., row] * widths[..., block]
         return np.asarray(total * self.scale)
 
 
@@ -167,8 +167,11 @@ def latency_model(
         if on_layer is not None:
             on_layer(number + 1, len(distinct))
     rows = WidthTable(graph)
-    timed = tuple((tables[layer], *_rows(rows, call, result)) for layer, call, result in layers)
-    moved = tuple(_moved(rows, call, result) for call, result in graph.calls if call.name.startswith(_MOVERS))
+    timed = tuple(
+        (tables[layer], *_rows(rows, call, result), _block(rows, call)) for layer, call, result in layers
+    )
+    movers = ((call, result) for call, result in graph.calls if call.name.startswith(_MOVERS))
+    moved = tuple((*_moved(rows, call, result), _block(rows, call)) for call, result in movers)
     full_ms = measured_ms(module, example_inputs, engine)
     model = LatencyModel(rows.widths(), timed, moved, bench_of.rate(), 1.0, full_ms)
     return replace(model, scale=full_ms / max(1e-9, float(model(full_widths(graph)))))
@@ -296,6 +299,12 @@ def _rows(rows: WidthTable, call: GraphCall, result: Result) -> tuple[int, int]:
     value = call.input()
     axis = -1 if call.name == "linear" else 1
     return _row(rows, value, axis), _row(rows, result, axis)
+
+
+def _block(rows: WidthTable, call: GraphCall) -> int:
+    """Row of the block around a call, which is 1 or 0 wide; of something that stays where there is none."""
+    around = rows.graph.blocks_around(call.layer)
+    return rows.add(around[0] if around else _fixed(1, rows))
 
 
 def _row(rows: WidthTable, value: Value, axis: int) -> int:

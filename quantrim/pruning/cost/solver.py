@@ -28,6 +28,7 @@ class Limits:
         align: kept channels of a group are a multiple of this.
         min_channels: groups of so few channels are left alone, and none falls below.
         max_ratio: largest share of a group that may be removed, in (0, 1].
+        blocks: whole residual blocks may go too; only where their loss is measured.
 
     Raises:
         ConfigError: a field holds what is not allowed.
@@ -36,6 +37,7 @@ class Limits:
     align: int = 8
     min_channels: int = 8
     max_ratio: float = 0.9
+    blocks: bool = False
 
     def __post_init__(self) -> None:
         for name in ("align", "min_channels"):
@@ -77,6 +79,8 @@ class Solution:
 
 def allowed_units(group: ChannelGroup, limits: Limits) -> NDArray[np.int64]:
     """Numbers of units that a group may keep, falling, all of them first."""
+    if group.is_block:
+        return np.arange(1, -1 if limits.blocks else 0, -1, dtype=np.int64)
     step = limits.align // math.gcd(limits.align, group.channels_of_unit)
     least = max(
         1,
@@ -261,9 +265,9 @@ def fitted(
     """
 
     def kept_at(scale: float) -> NDArray[np.int64]:
-        return np.array(
-            [c.kept[np.argmin(np.abs(c.kept - scale * w))] for c, w in zip(choices, shape, strict=True)]
-        )
+        scales = (scale if choice.kept[-1] else 1.0 for choice in choices)  # blocks stay as they are
+        wanted = [one * width for one, width in zip(scales, shape, strict=True)]
+        return np.array([c.kept[np.argmin(np.abs(c.kept - w))] for c, w in zip(choices, wanted, strict=True)])
 
     low, high = 0.0, 2.0
     if float(cost(kept_at(low))) > target:
@@ -279,7 +283,8 @@ def uniform(groups: Sequence[ChannelGroup], limits: Limits, ratio: float) -> NDA
     kept = []
     for group in groups:
         allowed = allowed_units(group, limits)
-        kept.append(int(allowed[np.argmin(np.abs(allowed - group.units * (1 - ratio)))]))
+        wanted = group.units * (1.0 if group.is_block else 1 - ratio)
+        kept.append(int(allowed[np.argmin(np.abs(allowed - wanted))]))
     return np.array(kept, dtype=np.int64)
 
 
@@ -302,14 +307,17 @@ def by_threshold(
         cost: cost of the units kept.
         target: to reach.
     """
-    curves = {name: _continued(*curve) for name, curve in curves.items()}
+    of_blocks = {group.name for group in groups if group.is_block}  # they stay
+    curves = {name: _continued(*curve) for name, curve in curves.items() if name not in of_blocks}
     low = min((min(losses) for _, losses in curves.values()), default=0.0)
     high = max((max(losses) for _, losses in curves.values()), default=0.0)
     allowed = [allowed_units(group, limits) for group in groups]
 
     def kept_at(threshold: float) -> NDArray[np.int64]:
         wanted = [
-            g.units * (1 - _admissible(*curves[g.name], threshold)) if g.name in curves else g.units
+            g.units * (1 - _admissible(*curves[g.name], threshold))
+            if g.name in curves and not g.is_block
+            else g.units
             for g in groups
         ]
         return np.array([a[np.argmin(np.abs(a - w))] for a, w in zip(allowed, wanted, strict=True)])

@@ -3,8 +3,8 @@
 Zeroing all positions of a unit in every tensor silences it; removing them must not change anything more. Both
 models run in double precision (in single where a forward insists on it) on random weights, so that a branch
 that starts at zero is seen too, in evaluation and in training mode. Groups that don't agree are found by
-bisection and frozen. This catches what no graph shows: sizes written into a forward, and branches that depend
-on a size.
+bisection and mended or frozen (:mod:`quantrim.pruning.groups.trial`). This catches what no graph shows: sizes
+written into a forward, and branches that depend on a size.
 
 Where norms or means run over pruned channels their statistics change rightly. There both models run once more
 with just those statistics left out that were taken over fewer values: norms reduced to their scale and shift,
@@ -14,11 +14,10 @@ means and variances replaced by one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,7 +27,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from quantrim.errors import ModelError, first_line
 from quantrim.modules import Arguments, example_arguments, in_mode
 from quantrim.pruning.groups.capture import in_pairs, require_plain
-from quantrim.pruning.groups.groups import ChannelGraph, ChannelGroup, Frozen, Removal, joined
+from quantrim.pruning.groups.groups import Removal
 from quantrim.pruning.surgery import remove, zero
 
 #: Largest relative difference that rounding explains, double precision and single.
@@ -47,6 +46,8 @@ class _Plain(TorchFunctionMode):
     def __init__(self, left_out: frozenset[int] = frozenset()) -> None:
         super().__init__()
         self.left_out = left_out
+        #: How many of the blocks that are about to go are running: what they count does not.
+        self.within = 0
         #: How many values each statistic was taken over.
         self.counts: list[int] = []
 
@@ -55,7 +56,7 @@ class _Plain(TorchFunctionMode):
         if func in _DROPOUTS:
             return args[0] if args else kwargs["input"]
         result = func(*args, **kwargs)
-        count = _values_counted(func, args, kwargs, result)
+        count = None if self.within else _values_counted(func, args, kwargs, result)
         if count is None:
             return result
         self.counts.append(count)
@@ -145,6 +146,19 @@ class _Run:
     counts: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a removal is not exact.
+
+    Attributes:
+        reason: in words.
+        where: path of the module whose forward raised; None where none did.
+    """
+
+    reason: str
+    where: str | None = None
+
+
 class Checker:
     """Compares pruned with masked copies of a module.
 
@@ -172,7 +186,7 @@ class Checker:
             )
         self.modes = self._comparable_modes()
 
-    def failure(self, removal: Removal, normalised: bool = False) -> str | None:
+    def failure(self, removal: Removal, normalised: bool = False) -> Failure | None:
         """Why a removal is not exact, or None.
 
         Args:
@@ -182,16 +196,19 @@ class Checker:
         masked, pruned = copy.deepcopy(self.module), copy.deepcopy(self.module)
         zero(masked, removal)
         remove(pruned, removal)
+        going = frozenset(member.tensor for member in removal)
         for training in self.modes:
-            reason = self._unlike(masked, pruned, training, normalised)
+            reason = self._unlike(masked, pruned, training, normalised, going)
             if reason is not None:
                 return reason
         plain = self._run(pruned, self.modes[0])
         return _difference(plain, plain)
 
-    def _unlike(self, masked: nn.Module, pruned: nn.Module, training: bool, normalised: bool) -> str | None:
+    def _unlike(
+        self, masked: nn.Module, pruned: nn.Module, training: bool, normalised: bool, going: frozenset[str]
+    ) -> Failure | None:
         """Why two modules differ in a mode, but for statistics that are taken over fewer values."""
-        expected, got = self._run(masked, training), self._run(pruned, training)
+        expected, got = self._run(masked, training, going=going), self._run(pruned, training, going=going)
         reason = _difference(expected, got)
         if reason is None or not normalised or len(expected.counts) != len(got.counts):
             return reason
@@ -199,12 +216,18 @@ class Checker:
         fewer = frozenset(number for number, (one, other) in pairs if one != other)
         if not fewer:
             return reason
-        return _difference(self._run(masked, training, fewer), self._run(pruned, training, fewer))
+        runs = (self._run(one, training, fewer, going=going) for one in (masked, pruned))
+        return _difference(*runs)
 
     def _run(
-        self, module: nn.Module, training: bool, left_out: frozenset[int] = frozenset(), seed: int = 0
+        self,
+        module: nn.Module,
+        training: bool,
+        left_out: frozenset[int] = frozenset(),
+        seed: int = 0,
+        going: frozenset[str] = frozenset(),
     ) -> _Run:
-        return _observed_run(module, self.arguments, training, _Plain(left_out), seed)
+        return _observed_run(module, self.arguments, training, _Plain(left_out), seed, going)
 
     def _fitting(self, given: Arguments, dtype: torch.dtype) -> tuple[Arguments, _Run | None]:
         """Two small samples where the model accepts them, else what was given; a failed run if that fails."""
@@ -238,66 +261,6 @@ class Checker:
         first, second = (self._run(self.module, True, seed=seed) for seed in (0, 1))
         stable = not first.error and _difference(first, second) is None
         return (False, True) if stable else (False,)
-
-
-def verified(graph: ChannelGraph, checker: Checker, seed: int = 0) -> ChannelGraph:
-    """The graph without groups whose trial removal is not exact; those are listed as frozen.
-
-    Args:
-        graph: groups as the exported graphs show them.
-        checker: of the same module.
-        seed: of the trial's choice of units, half of each group.
-    """
-    generator = np.random.default_rng(seed)
-    trials = {
-        group.name: group.removal(generator.choice(group.units, group.units // 2, replace=False))
-        for group in graph.groups
-    }
-    frozen = isolate(graph.groups, trials, checker)
-    return without(graph, frozen)
-
-
-def isolate(groups: Sequence[ChannelGroup], removals: dict[str, Removal], checker: Checker) -> dict[str, str]:
-    """Groups whose removals are not exact, with reasons, by bisection.
-
-    The groups found good grow as the search goes on, so that two groups that fail only together are told apart
-    too.
-    """
-    accepted: list[ChannelGroup] = []
-    frozen: dict[str, str] = {}
-
-    def settle(candidates: Sequence[ChannelGroup]) -> None:
-        if not candidates:
-            return
-        tried = [*accepted, *candidates]
-        removal = joined(removals[group.name] for group in tried)
-        reason = checker.failure(removal, any(group.normalised for group in tried))
-        if reason is None:
-            accepted.extend(candidates)
-        elif len(candidates) == 1:
-            frozen[candidates[0].name] = "; ".join([*candidates[0].doubts[:1], reason])
-        else:
-            middle = len(candidates) // 2
-            settle(candidates[:middle])
-            settle(candidates[middle:])
-
-    settle(groups)
-    return frozen
-
-
-def without(graph: ChannelGraph, frozen: dict[str, str]) -> ChannelGraph:
-    """The graph with some groups frozen."""
-    kept = np.array([group.name not in frozen for group in graph.groups], dtype=bool)
-    numbers = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)
-    return replace(
-        graph,
-        groups=tuple(group for group, keep in zip(graph.groups, kept, strict=True) if keep),
-        frozen=(
-            *graph.frozen,
-            *(Frozen(g.name, frozen[g.name], g.channels) for g in graph.groups if g.name in frozen),
-        ),
-        group_of_slot=numbers[graph.group_of_slot],
-    )
 
 
 def _copy(module: nn.Module) -> nn.Module:
@@ -335,19 +298,29 @@ def _randomise(module: nn.Module, seed: int = 0) -> None:
                 tensor.uniform_(0.5, 1.5, generator=generator)
 
 
-def _observed_run(module: nn.Module, arguments: Arguments, training: bool, mode: _Plain, seed: int) -> _Run:
+def _observed_run(
+    module: nn.Module,
+    arguments: Arguments,
+    training: bool,
+    mode: _Plain,
+    seed: int,
+    going: frozenset[str] = frozenset(),
+) -> _Run:
+    """Run a module; what happens inside of blocks that are going is not told."""
     calls: list[str] = []
     stack: list[str] = []
 
     def enter(path: str) -> Any:
         def hook(*_: Any) -> None:
-            calls.append(path)
+            if not mode.within:
+                calls.append(path)
             stack.append(path)
+            mode.within += path in going
 
         return hook
 
     def leave(*_: Any) -> None:
-        stack.pop()
+        mode.within -= stack.pop() in going
 
     handles = []
     for path, layer in module.named_modules():
@@ -369,22 +342,22 @@ def _observed_run(module: nn.Module, arguments: Arguments, training: bool, mode:
     return _Run(leaves, "", "", tuple(calls), tuple(mode.counts))
 
 
-def _difference(expected: _Run, got: _Run) -> str | None:
+def _difference(expected: _Run, got: _Run) -> Failure | None:
     """Why two runs are not the same, or None."""
     if got.error:
         place = f"of {got.where!r}" if got.where else "of the model"
-        return f"hard-coded size in the forward {place}: {got.error}"
+        return Failure(f"hard-coded size in the forward {place}: {got.error}", got.where)
     if expected.calls != got.calls:
         pairs = zip(expected.calls, got.calls, strict=False)
         common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected.calls), len(got.calls)))
         before = expected.calls[common - 1] if common else ""
-        return f"the forward takes another branch after pruning, past {before or 'its start'!r}"
+        return Failure(f"the forward takes another branch after pruning, past {before or 'its start'!r}")
     if [leaf.shape for leaf in expected.outputs] != [leaf.shape for leaf in got.outputs]:
-        return "the shape of an output changes"
+        return Failure("the shape of an output changes")
     for one, other in zip(expected.outputs, got.outputs, strict=True):
         worst = _relative(one, other)
         if worst > _TOLERANCE.get(one.dtype, 1e-3):
-            return (
+            return Failure(
                 f"pruned and masked outputs differ by {worst:.1e} of their largest value: the forward depends "
                 "on a size or on the order of channels"
             )

@@ -15,6 +15,8 @@ def linear(walk: Walk, call: GraphCall) -> Result:
     walk.tie(value.dims[-1], weight.dims[1], _reads_fixed(call))
     _weighted(walk, weight.dims[1], weight.dims[0])
     _tie_bias(walk, call, weight.dims[0])
+    if value.dims[-1] is not None:
+        walk.read_by.append((call.layer, value.dims[-1]))
     return Value(call.shapes[0], (*value.dims[:-1], weight.dims[0]))
 
 
@@ -138,6 +140,7 @@ def matmul(walk: Walk, call: GraphCall) -> Result:
         for value in (first, second):
             walk.freeze_value(value, f"product with a vector in {call.place}")
         return call.untracked()
+    walk.note_heads(call, first.shape[-1])
     walk.tie(first.dims[-1], second.dims[-2], f"product with a tensor of fixed size in {call.place}")
     lead = [Value(value.shape[:-2], value.dims[:-2]) for value in (first, second)]
     reason = f"batches of fixed size meet in {call.place}"
@@ -149,6 +152,7 @@ def scaled_attention(walk: Walk, call: GraphCall) -> Result:
     """``softmax(q k^T * scale) v``; with the default scale the width of q and k is part of the result."""
     query, key, value = (call.arguments[name] for name in ("query", "key", "value"))
     reason = f"attention with tensors of fixed size in {call.place}"
+    walk.note_heads(call, query.shape[-1])
     shared = walk.tie(query.dims[-1], key.dims[-1], reason)
     if call.arguments.get("scale") is None:
         walk.freeze(shared, f"the width of a head sets the scale of attention in {call.place}")

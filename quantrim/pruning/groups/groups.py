@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,10 +17,12 @@ from quantrim.pruning.groups.capture import Capture, capture, require_plain
 from quantrim.pruning.groups.rules import rule_of
 from quantrim.pruning.groups.slots import ChannelIds, Classes
 from quantrim.pruning.groups.values import GraphCall, Result
-from quantrim.pruning.groups.walk import Member, Walk
+from quantrim.pruning.groups.walk import Attention, Member, Walk
+from quantrim.pruning.sizes import written_sizes
 
-#: "out": a weight's own channels; "in": channels it reads; "scale": weight of a norm; "other": biases, ...
-Role = Literal["out", "in", "scale", "other"]
+#: "out": a weight's own channels; "in": channels it reads; "scale": weight of a norm; "other": biases, ...;
+#: "block": a whole residual block.
+Role = Literal["out", "in", "scale", "other", "block"]
 Indices = NDArray[np.int64]
 _UNSEEN = "not reached by an exported graph"
 
@@ -58,10 +60,30 @@ class ChannelGroup:
         """Channels of the group in that layer."""
         return self.units * self.channels_of_unit
 
+    @property
+    def is_block(self) -> bool:
+        """Whether this is a residual block: one unit, which may go."""
+        return "block" in self.roles.values()
+
     def removal(self, units: Sequence[int] | Indices) -> Removal:
         """Positions that go when these units go."""
         chosen = np.asarray(units, dtype=np.int64)
         return {member: np.sort(rows[chosen].ravel()) for member, rows in self.members.items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WrittenSize:
+    """A whole number in an attribute that may tell the width of a dimension.
+
+    Attributes:
+        layer: path of the module whose attribute it is.
+        member: the attribute.
+        rows: positions along the dimension that go with each unit, int64[units, positions of a unit], by group.
+    """
+
+    layer: str
+    member: Member
+    rows: Mapping[str, Indices]
 
 
 #: Positions to remove, int64, by dimension of a tensor.
@@ -102,6 +124,9 @@ class ChannelGraph:
         calls: operator calls of the evaluation graph, whose slots ``place`` maps to groups.
         group_of_slot: group of each slot, -1 where it is frozen; the last entry is no slot's and -1.
         unexported: modules that torch.export refused, with its reason.
+        sizes: attributes that may have to follow groups.
+        heads: slots of heads or of their positions, by the layer with attention, and what sizes heads may have.
+        blocks: slots of residual blocks that may go as a whole, by their path.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -109,31 +134,66 @@ class ChannelGraph:
     calls: tuple[tuple[GraphCall, Result], ...]
     group_of_slot: ChannelIds
     unexported: Mapping[str, str] = field(default_factory=dict)
+    sizes: tuple[WrittenSize, ...] = ()
+    heads: Mapping[str, tuple[ChannelIds, frozenset[int]]] = field(default_factory=dict)
+    blocks: Mapping[str, int] = field(default_factory=dict)
+
+    def blocks_around(self, layer: str) -> list[ChannelIds]:
+        """Slots of blocks without which a layer costs nothing."""
+        inside = f"{layer}."
+        return [np.array([slot]) for path, slot in self.blocks.items() if inside.startswith(f"{path}.")]
+
+    def stuck_attentions(self) -> dict[str, frozenset[int]]:
+        """Layers of whose attention nothing can be pruned, with the sizes that heads may have."""
+        return {
+            layer: sizes
+            for layer, (slots, sizes) in self.heads.items()
+            if (self.group_of_slot[slots] < 0).all()
+        }
 
 
-def channel_graph(module: nn.Module, example_inputs: Any, *, protect: Sequence[str] = ()) -> ChannelGraph:
-    """Find the channel groups of a module from its graphs in evaluation and training mode.
+def captured(module: nn.Module, example_inputs: Any) -> tuple[Capture, ...]:
+    """A module's graphs in evaluation and training mode.
 
     Args:
         module: the model; it is left as it was.
         example_inputs: a tensor, the positional arguments, or a mapping of keyword arguments of its forward.
-        protect: paths of layers whose own channels shall stay, or globs such as ``stage1.*``; a path covers
-            what is inside.
 
     Raises:
-        ModelError: a wrapper, a parametrised layer, or inputs that the model doesn't accept; a protected path
-            that is no module.
+        ModelError: a wrapper, a parametrised layer, or inputs that the model doesn't accept.
     """
     require_plain(module)
     arguments = example_arguments(example_inputs)
-    walk = Walk(module)
-    captures = [capture(module, arguments, training) for training in (False, True)]
+    return tuple(capture(module, arguments, training) for training in (False, True))
+
+
+def channel_graph(
+    module: nn.Module,
+    captures: Sequence[Capture],
+    *,
+    protect: Sequence[str] = (),
+    attentions: Mapping[str, Attention] | None = None,
+) -> ChannelGraph:
+    """Find the channel groups of a module.
+
+    Args:
+        module: the model; it is left as it was.
+        captures: its graphs.
+        protect: paths of layers whose own channels shall stay, or globs such as ``stage1.*``; a path covers
+            what is inside.
+        attentions: where heads go as a whole, by the layer's path.
+
+    Raises:
+        ModelError: a protected path that is no module.
+    """
+    walk = Walk(module, attentions)
     for one in captures:
         for part in one.parts:
             walk.run(part, rule_of, record=not one.training)
+    walk.tie_heads_to_embeddings()
     _freeze_unseen(walk)
     _freeze_protected(walk, module, protect)
-    return _graph_of(walk, captures)
+    return _graph_of(walk, module, captures)
 
 
 def _freeze_unseen(walk: Walk) -> None:
@@ -155,7 +215,7 @@ def _freeze_protected(walk: Walk, module: nn.Module, protect: Sequence[str]) -> 
                 walk.space.freeze(member_slots, "protected by request")
 
 
-def _graph_of(walk: Walk, captures: Sequence[Capture]) -> ChannelGraph:
+def _graph_of(walk: Walk, module: nn.Module, captures: Sequence[Capture]) -> ChannelGraph:
     classes = walk.space.solve()
     groups = _groups(walk, classes)
     index = {group.name: number for number, group in enumerate(groups)}
@@ -165,7 +225,49 @@ def _graph_of(walk: Walk, captures: Sequence[Capture]) -> ChannelGraph:
             by_class[classes.of_slot[walk.members[member][rows]]] = index[group.name]
     group_of_slot = np.append(by_class[classes.of_slot], -1)
     failures = {path: reason for one in captures for path, reason in one.failures.items()}
-    return ChannelGraph(groups, _frozen_layers(walk, classes), tuple(walk.calls), group_of_slot, failures)
+    return ChannelGraph(
+        groups,
+        _frozen_layers(walk, classes),
+        tuple(walk.calls),
+        group_of_slot,
+        failures,
+        tuple(_written_sizes(walk, module, classes, groups)),
+        {
+            layer: (slots, frozenset(walk.head_sizes[layer]))
+            for layer, slots, _ in reversed(walk.splits)
+            if layer in walk.head_sizes
+        },
+    )
+
+
+def _written_sizes(
+    walk: Walk, module: nn.Module, classes: Classes, groups: Sequence[ChannelGroup]
+) -> Iterator[WrittenSize]:
+    """Attributes of the user's own modules that equal the width of a dimension in their forward."""
+    units = {}
+    for group in groups:
+        first, rows = next(iter(group.members.items()))
+        units[group.name] = classes.of_slot[walk.members[first][rows[:, 0]]]
+    for path, layer in module.named_modules():
+        if type(layer).__module__.startswith("torch.nn") and not isinstance(layer, nn.MultiheadAttention):
+            continue  # known to tell_sizes
+        for name, size in written_sizes(layer):
+            for slots in walk.widths.get((path, size), {}).values():
+                labels = classes.of_slot[slots]
+                found = {group: _positions(labels, own) for group, own in units.items()}
+                of_groups = {group: one for group, one in found.items() if one is not None}
+                if of_groups:
+                    yield WrittenSize(path, Member(f"{path}.{name}".lstrip("."), 0), of_groups)
+
+
+def _positions(labels: ChannelIds, units: ChannelIds) -> Indices | None:
+    """Where the label of each unit stands, int64[units, positions of a unit]; None unless equally often."""
+    order = np.argsort(labels, kind="stable")
+    start = np.searchsorted(labels[order], units, "left")
+    counts = np.searchsorted(labels[order], units, "right") - start
+    if not counts.min() or counts.min() != counts.max():
+        return None
+    return np.asarray(order[start[:, None] + np.arange(counts[0])])
 
 
 def _groups(walk: Walk, classes: Classes) -> tuple[ChannelGroup, ...]:

@@ -6,7 +6,8 @@ The rules, for each dimension of an input that has slots:
 2. Along exactly one output dimension the numbers vary: they are that dimension's slots.
 3. They vary along several: one dimension is kept on which equal positions hold disjoint sets of numbers, and
    each set is tied (a view of C as (groups, C / groups) ties equal places of the groups; of C as
-   (C / 4, 2, 2), blocks of four). Of several such dimensions the longest is kept.
+   (C / 4, 2, 2), blocks of four). Of several such dimensions the longest is kept;
+   where an attention's heads go as a whole, the one before the positions of a head.
 4. They don't vary, or two tracked dimensions meet in one: frozen.
 
 Whether a size was computed from the tensor or written down can't be seen here; the self-check decides.
@@ -15,6 +16,7 @@ Whether a size was computed from the tensor or written down can't be seen here; 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -93,11 +95,14 @@ def _place(
     if not varying:
         walk.space.freeze(table, f"a constant index picks channels, by {call.name} in {call.place}")
         return
-    axis = varying[0] if len(varying) == 1 else _dividing_axis(labels, varying)
+    heads = None if len(varying) == 1 else _axis_of_heads(walk, call, labels, varying)
+    axis = heads if heads is not None else _dividing_axis(labels, varying)
     if axis is None:
         walk.space.freeze(table, f"channels are mixed over several dimensions by {call.name} in {call.place}")
         return
     slots = _slots_along(walk, np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1), table)
+    if len(varying) > 1:
+        walk.splits.append((call.layer, slots, heads is not None))
     if dims[axis] is not None:
         walk.space.freeze(slots, f"two kinds of channels share a dimension after {call.name} in {call.place}")
         return
@@ -105,14 +110,27 @@ def _place(
 
 
 def _dividing_axis(labels: np.ndarray, varying: list[int]) -> int | None:
-    """The longest axis at whose positions the labels are disjoint; the later one of equals."""
-    fitting = []
-    for axis in varying:
-        rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
-        kinds = [np.unique(row) for row in rows]
-        if sum(map(len, kinds)) == len(np.unique(np.concatenate(kinds))):
-            fitting.append(axis)
-    return max(fitting, key=lambda axis: (labels.shape[axis], axis), default=None)
+    """The axis that parts the labels into most kinds, the later one of equals."""
+    kinds = {axis: _kinds(labels, axis) for axis in varying}
+    return max((axis for axis in varying if kinds[axis]), key=lambda axis: (kinds[axis], axis), default=None)
+
+
+def _axis_of_heads(walk: Walk, call: GraphCall, labels: np.ndarray, varying: list[int]) -> int | None:
+    """The axis before that of the positions of a head, in attention whose heads go as a whole."""
+    attention = walk.attentions.get(call.layer)
+    if attention is None:
+        return None
+    fitting = [axis for axis in varying if _kinds(labels, axis) > 1]
+    heads = [axis for axis, after in pairwise(fitting) if labels.shape[after] in attention.sizes]
+    return heads[-1] if heads else None
+
+
+def _kinds(labels: np.ndarray, axis: int) -> int:
+    """Into how many sets, equal or disjoint, positions along an axis part the labels; 0 where they don't."""
+    rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+    sets = {row.tobytes(): row for row in map(np.unique, rows)}
+    apart = sum(map(len, sets.values())) == len(np.unique(rows))
+    return len(sets) if apart else 0
 
 
 def _slots_along(walk: Walk, rows: np.ndarray, table: ChannelIds) -> ChannelIds:

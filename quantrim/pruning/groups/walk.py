@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
@@ -23,10 +24,24 @@ Rule = Callable[["Walk", GraphCall], Result]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A dimension of a parameter or buffer."""
+    """A dimension of a parameter or buffer; or a whole number in an attribute, as if of a vector so long."""
 
     tensor: str
     dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Attention whose heads go as a whole.
+
+    Attributes:
+        sizes: that a head may have.
+        lockstep: with each head go as many channels of the embedding, since the forward takes the width of a
+            head for that of the embedding over the number of heads.
+    """
+
+    sizes: frozenset[int]
+    lockstep: bool = False
 
 
 class Walk:
@@ -34,9 +49,19 @@ class Walk:
 
     Args:
         module: the model; parameters under two names have one set of slots, under the first name.
+        attentions: in which layers heads go as a whole, by path; in others, equal positions of all heads.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, attentions: Mapping[str, Attention] | None = None) -> None:
+        self.attentions = attentions or {}
+        #: Sizes of heads in layers with attention.
+        self.head_sizes: dict[str, set[int]] = {}
+        #: Slots that stand for dimensions split into several, and whether they are heads, by the layer.
+        self.splits: list[tuple[str, ChannelIds, bool]] = []
+        #: What linear layers read, and where.
+        self.read_by: list[tuple[str, ChannelIds]] = []
+        #: Dimensions that calls in a layer read or make, by the layer and their size.
+        self.widths: dict[tuple[str, int], dict[bytes, ChannelIds]] = {}
         self.space = SlotSpace()
         self.tensors = named_tensors(module)
         self.names = _canonical_names(self.tensors)
@@ -76,6 +101,32 @@ class Walk:
             self.freeze(first, reason)
             self.freeze(second, reason)
         return first if first is not None else second
+
+    def note_widths(self, call: GraphCall, result: Result) -> None:
+        """Remember how wide dimensions with channels are in a layer: attributes may tell the same numbers."""
+        for value in (*call.tensors(), *tree_leaves(result)):
+            if not isinstance(value, Value):
+                continue
+            for slots in value.dims:
+                if slots is not None:
+                    self.widths.setdefault((call.layer, len(slots)), {}).setdefault(slots.tobytes(), slots)
+
+    def note_heads(self, call: GraphCall, *sizes: int) -> None:
+        """Remember how wide heads may be in a layer."""
+        self.head_sizes.setdefault(call.layer, set()).update(sizes)
+
+    def tie_heads_to_embeddings(self) -> None:
+        """Tie the channels that lockstep attention reads to its heads, as many to each in their order."""
+        for layer, attention in self.attentions.items():
+            heads = [slots for path, slots, of_heads in self.splits if of_heads and path == layer]
+            if not attention.lockstep or not heads:
+                continue
+            _, first = np.unique(heads[0], return_index=True)
+            head = heads[0][np.sort(first)]
+            for path, inner in self.read_by:
+                each, rest = divmod(len(inner), len(head))
+                if f"{path}.".startswith(f"{layer}.") and each in attention.sizes and not rest:
+                    self.space.tie(inner, np.repeat(head, each))
 
     def freeze(self, slots: ChannelIds | None, reason: str) -> None:
         """Freeze a dimension if it has slots."""
@@ -177,6 +228,7 @@ class _Follower:
         if not any(value.tracked for value in call.tensors()):
             return self._untracked(call)
         result = self.rule_of(node.target)(self.walk, call)
+        self.walk.note_widths(call, result)
         if self.record:
             self.walk.calls.append((call, result))
         return result

@@ -22,7 +22,8 @@ from quantrim.pruning.surgery import remove, zero
 def masked(module: nn.Module, removal: Removal) -> Iterator[None]:
     """The module with positions set to zero; their values return afterwards."""
     tensors = named_tensors(module)
-    saved = {name: tensors[name].detach().clone() for name in {member.tensor for member in removal}}
+    touched = {member.tensor for member in removal} & tensors.keys()
+    saved = {name: tensors[name].detach().clone() for name in touched}
     try:
         zero(module, removal)
         yield

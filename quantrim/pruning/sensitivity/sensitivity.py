@@ -200,7 +200,8 @@ class _Measurement:
         self.evaluations = 0
 
     def at(self, ratios: Sequence[float]) -> Curve:
-        """Curve measured at these shares."""
+        """Curve measured at these shares; of a block, without it."""
+        ratios = (1.0,) if self.group.is_block else ratios
         points = {point.ratio: point for point in map(self.point, ratios) if point is not None}
         return Curve(tuple(points[ratio] for ratio in sorted(points)))
 
@@ -239,7 +240,8 @@ class _Measurement:
         return None
 
     def _count(self, ratio: float) -> int:
-        return max(0, min(self.group.units - 1, round(ratio * self.group.units)))
+        most = self.group.units - (not self.group.is_block)
+        return max(0, min(most, round(ratio * self.group.units)))
 
     def point(self, ratio: float) -> Point | None:
         """Mask the lowest share of units and compare sample by sample; None where no unit would go."""
