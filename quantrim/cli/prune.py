@@ -68,6 +68,7 @@ def prune(
     align: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = 8,
     min_channels: Annotated[int, typer.Option(min=1, help="Layers this narrow are left alone.")] = 8,
     max_ratio: Annotated[float, typer.Option(help="Largest share of a layer's channels to remove.")] = 0.9,
+    blocks: Annotated[bool, typer.Option(help="Whole residual blocks may go too.")] = False,
     protect: Annotated[list[str] | None, typer.Option(help="Layer whose channels stay; globs too.")] = None,
     distill: Annotated[bool, typer.Option(help="Learn from the unpruned model.")] = True,
     batch_size: BatchSizeOption = None,
@@ -106,7 +107,7 @@ def prune(
         channel_ratio=channel_ratio,
         criterion=criterion,
         method=cast("Literal['marginal', 'threshold']", method),
-        limits=Limits(align, min_channels, max_ratio),
+        limits=Limits(align, min_channels, max_ratio, blocks),
         protect=tuple(protect or ()),
         seed=settings.seed,
     )
@@ -202,9 +203,12 @@ def _count(text: str) -> int:
 def show_forecast(console: Console, found: Forecast, recipe: PruneRecipe, limit: int = 8) -> None:
     """What can be pruned, what can't and why, how far it goes, and what measuring will take."""
     looked, graph = found.survey, found.survey.graph
-    channels = sum(group.channels for group in graph.groups)
+    groups = [group for group in graph.groups if not group.is_block]
+    channels = sum(group.channels for group in groups)
+    if graph.blocks:
+        console.print(f"{len(graph.blocks)} residual blocks may go as a whole")
     console.print(
-        f"{len(graph.groups)} groups of {channels} channels can be pruned; FLOPs {looked.flops / 1e9:.3f} G, "
+        f"{len(groups)} groups of {channels} channels can be pruned; FLOPs {looked.flops / 1e9:.3f} G, "
         f"at least {looked.least_flops / 1e9:.3f} G (largest ratio {looked.largest_ratio:.2f})"
     )
     for frozen in graph.frozen[:limit]:
@@ -247,6 +251,10 @@ def show(console: Console, run: PruneRun, metric: str) -> None:
         table.add_row(title, f"{old:.3f}", f"{new:.3f}", f"{1 - new / old:.1%}")
     console.print(table)
     console.print(f"ratio asked {result.requested:.3f}, achieved {result.achieved:.3f}")
+    if result.blocks:
+        console.print(f"blocks removed: {', '.join(result.blocks)}", markup=False)
+    if result.cliff is not None:
+        console.print(result.cliff.sentence())
     values = run.metric
     console.print(
         f"{metric}: {values['before']:.4f} before, {values['pruned']:.4f} pruned, {values['retrained']:.4f} "

@@ -343,6 +343,7 @@ class _Run:
             "flops": whole.flops,
             "params": whole.params,
             "groups": [asdict(group) for group in whole.groups],
+            "blocks": list(whole.blocks),
             "frozen": [asdict(frozen) for frozen in whole.frozen],
         }
         return replace(self.plan, facts=facts)
@@ -443,6 +444,7 @@ def _over_all(results: list[PruningResult]) -> PruningResult:
         achieved=1 - achieved,
         groups=tuple(replace(group, before=widths.get(group.name, group.before)) for group in last.groups),
         expected_loss=sum(result.expected_loss for result in results),
+        blocks=tuple(path for result in results for path in result.blocks),
     )
 
 
@@ -458,6 +460,7 @@ def _from_facts(plan: PruningPlan, ratio: float) -> PruningResult:
             groups=tuple(GroupReport(**group) for group in facts["groups"]),
             frozen=tuple(Frozen(**frozen) for frozen in facts["frozen"]),
             expected_loss=float(facts["expected_loss"]),
+            blocks=tuple(facts.get("blocks", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{PLAN_FILE}: not of a run that can be resumed ({error}).") from error
