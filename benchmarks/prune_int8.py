@@ -3,10 +3,10 @@ r"""Pruned, then quantized: speed beyond INT8 alone, and what it costs, for clas
     python benchmarks/prune_int8.py --folder build/prune_int8 [--nets resnet18 mobilenet_v2] [--ratio 0.6]
     python benchmarks/prune_int8.py --folder build/prune_int8 --race     # on a quiet machine
 
-Every step is kept in the folder (training too, every 50 steps), so that a killed run goes on where it was. FP32 is
-trained for ``--steps``; then two models train on for ``--more`` steps with the same rate and data: the unpruned
-one, and the pruned one with the unpruned one of before as teacher. Both are quantized by ``ptq`` for OpenVINO and
-judged on OpenVINO by the 10,000 test images. ``--race`` times the four files in turns, one thread, batch 1.
+Every step is kept in the folder (training too, every 50 steps), so that a killed run goes on where it was. FP32
+is trained for ``--steps``; then two models train on for ``--more`` steps with the same rate and data: the
+unpruned one, and the pruned one with the unpruned one of before as teacher. Both are quantized by ``ptq`` for
+OpenVINO and judged there by the 10,000 test images. ``--race`` times the files in turns, one thread, batch 1.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def pruned(net: nn.Module, data: Data, ratio: float, folder: Path, build: Callab
     """The net with a share of its FLOPs removed, from the folder where that was done already."""
     if (folder / "plan.json").exists():
         return load_pruned(build(), folder).eval()
-    x, y = (part[:1024] for part in data["train"])
+    x, y = (part[:512] for part in data["train"])
     probe, limits = Probe(zip(x.split(128), y.split(128), strict=True)), Limits(align=16, min_channels=16)
     looked = survey(net, x[:1], limits=limits)
     groups = looked.graph.groups
@@ -157,7 +157,10 @@ def made(name: str, data: Data, arguments: argparse.Namespace) -> None:
     smaller = pruned(copy.deepcopy(whole), data, arguments.ratio, folder / "pruned", build)
     longer = train(copy.deepcopy(whole), data, arguments.more, 0.02, folder / "fp32-more.pth")
     smaller = train(smaller, data, arguments.more, 0.02, folder / "pruned-more.pth", teacher=whole)
-    paths = [*files_of("fp32", longer, data, folder).values(), *files_of("pruned", smaller, data, folder).values()]
+    paths = [
+        *files_of("fp32", longer, data, folder).values(),
+        *files_of("pruned", smaller, data, folder).values(),
+    ]
     write_json(folder / "top1.json", {path.name: top1(path, data) for path in paths})
 
 

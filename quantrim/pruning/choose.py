@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quantrim.errors import ModelError
+from quantrim.journal import Journal
 from quantrim.pruning.config import PruneConfig
 from quantrim.pruning.cost.cost import full_widths
 from quantrim.pruning.cost.solver import (
@@ -49,6 +50,7 @@ class Known:
         objective: cost to lower; multiply-accumulates by default.
         surveyed: result of :func:`quantrim.pruning.survey` of the module.
         rounds: of improving widths together.
+        journal: keeps what is measured meanwhile, so that a killed run goes on where it was.
     """
 
     examples: Examples | None = None
@@ -57,6 +59,7 @@ class Known:
     objective: Cost | None = None
     surveyed: Survey | None = None
     rounds: int = 2
+    journal: Journal | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,18 +108,21 @@ def choose(task: Task) -> Solution:
     solution = Solution(kept, float(cost(kept)), expected_loss(choices, kept), True)
     if task.known.probe is None or config.method == "threshold":
         return solution
-    search = Together(task.module, groups, task.scores, task.known.probe)
+    search = Together(task.module, groups, task.scores, task.known.probe, journal=task.known.journal)
     starts = [solution.kept, *_by_other_means(task, target)]
     return together(search, choices, cost, target, starts, rounds=task.known.rounds)
 
 
 def _by_other_means(task: Task, target: float) -> list[NDArray[np.int64]]:
-    """Widths that other ways would choose: by the criterion alone."""
-    if task.known.sensitivity is None:
+    """Widths that other ways would choose: by the criterion alone, by a common threshold."""
+    known, config = task.known, task.config
+    if known.sensitivity is None:
         return []
-    plain = choices_of(replace(task, known=replace(task.known, sensitivity=None)))
-    solution = solve(plain, task.cost, target)
-    return [tightened(plain, task.cost, solution.kept, target)] if solution.reached else []
+    plain = choices_of(replace(task, known=replace(known, sensitivity=None)))
+    alone = solve(plain, task.cost, target)
+    level = by_threshold(known.sensitivity.curves(), task.graph.groups, config.limits, task.cost, target)
+    ways = ((plain, alone), (choices_of(task), level))
+    return [tightened(choices, task.cost, one.kept, target) for choices, one in ways if one.reached]
 
 
 def choices_of(task: Task) -> list[Choices]:

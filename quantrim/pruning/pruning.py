@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import nn
 
 from quantrim.errors import ConfigError, ModelError
 from quantrim.pruning.choose import Known, Task, choose, over_remaining
+from quantrim.pruning.cliff import Cliff, answers_kept
 from quantrim.pruning.config import Method, PruneConfig
 from quantrim.pruning.cost.cost import full_widths, macs_model, parameter_count
 from quantrim.pruning.cost.solver import Cost, Limits, Solution
@@ -60,6 +61,7 @@ class PruningResult:
         frozen: layers that were left alone, with reasons.
         expected_loss: sum of the losses that the criterion or the sensitivity file predicts.
         blocks: paths of residual blocks that are identities now.
+        cliff: how many answers stay as they were; None without a probe.
     """
 
     plan: PruningPlan
@@ -71,6 +73,7 @@ class PruningResult:
     frozen: tuple[Frozen, ...]
     expected_loss: float
     blocks: tuple[str, ...] = ()
+    cliff: Cliff | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The keys of the JSON schema that need neither engine nor data."""
@@ -82,6 +85,7 @@ class PruningResult:
             "expected_loss": self.expected_loss,
             "groups": [{"name": g.name, "before": g.before, "after": g.after} for g in self.groups],
             "blocks": list(self.blocks),
+            "answers_kept": None if self.cliff is None else asdict(self.cliff),
             "frozen": [{"layer": f.layer, "reason": f.reason, "channels": f.channels} for f in self.frozen],
         }
 
@@ -176,7 +180,10 @@ def prune_as(
     _refuse_nan(module)
     scores = score(module, looked.graph.groups, config.criterion, examples=known.examples, seed=config.seed)
     proven = _proven(module, replace(config, limits=looked.limits), known, looked, scores)
-    result = _carried_out(module, proven, optimizer, followers)
+    cliff = answers_kept(proven.task, proven.solution.kept)
+    result = replace(_carried_out(module, proven, optimizer, followers), cliff=cliff)
+    if cliff is not None and cliff.collapsed:
+        warnings.warn(cliff.sentence(), stacklevel=3)
     if known.objective is None:  # milliseconds fall in steps
         _tell_if_coarse(result, looked.limits)
     return result

@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from quantrim.journal import Journal, digest
 from quantrim.modules import in_mode
 from quantrim.pruning.cost.solver import Choices, Cost, Solution, fitted, widened
 from quantrim.pruning.groups.groups import ChannelGroup, Indices, joined
 from quantrim.pruning.sensitivity.criteria import Scores
 from quantrim.pruning.sensitivity.probe import Losses, Probe, direct_losses
+from quantrim.pruning.sensitivity.sensitivity import Job, fingerprint
 from quantrim.pruning.sensitivity.statistics import own_statistics, recalibrate_batch_norm
 from quantrim.pruning.surgery import remove
 
@@ -46,13 +48,25 @@ class Together:
         groups: all groups.
         scores: of each group's units; the lowest go first.
         probe: samples to compare on.
+        recalibrate: measure statistics of batch norms anew; None for where the probe is large enough.
+        journal: keeps losses, so that a killed run goes on where it was.
     """
 
     def __init__(
-        self, module: nn.Module, groups: Sequence[ChannelGroup], scores: Mapping[str, Scores], probe: Probe
+        self,
+        module: nn.Module,
+        groups: Sequence[ChannelGroup],
+        scores: Mapping[str, Scores],
+        probe: Probe,
+        *,
+        recalibrate: bool | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.module, self.groups, self.scores, self.probe = module, groups, scores, probe
-        self.recalibrate = statistics_hold(module, probe)
+        self.recalibrate = statistics_hold(module, probe) if recalibrate is None else recalibrate
+        self.journal, self._key = journal, dict[str, str]()
+        if journal is not None:
+            self._key = fingerprint(Job(module, tuple(groups), scores, probe, recalibrate=self.recalibrate))
         self.evaluations = 0
         self._seen: dict[bytes, Losses] = {}
 
@@ -60,11 +74,17 @@ class Together:
         """Loss of each sample with these units kept."""
         key = kept.tobytes()
         if key not in self._seen:
-            self.evaluations += 1
-            self._seen[key] = self._measured(kept)
+            self._seen[key] = self._recalled(kept)
         return self._seen[key]
 
+    def _recalled(self, kept: Widths) -> Losses:
+        if self.journal is None:
+            return self._measured(kept)
+        name = digest(sorted(self._key.items()), kept.tolist())
+        return np.array(self.journal.answer(name, list[float], lambda: self._measured(kept).tolist()))
+
     def _measured(self, kept: Widths) -> Losses:
+        self.evaluations += 1
         smaller = copy.deepcopy(self.module)
         units = chosen_units(self.groups, self.scores, kept)
         remove(smaller, joined(one.removal(units[one.name]) for one in self.groups if one.name in units))
@@ -86,7 +106,7 @@ def _losses_anew(module: nn.Module, probe: Probe) -> Losses:
 
 def most_evaluations(groups: int, rounds: int) -> int:
     """Models that :func:`together` measures at most, for a number of groups."""
-    return 5 + rounds * (2 * groups + len(_SWAPS))
+    return 6 + rounds * (2 * groups + len(_SWAPS))
 
 
 def statistics_hold(module: nn.Module, probe: Probe) -> bool:

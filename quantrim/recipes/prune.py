@@ -20,6 +20,7 @@ from quantrim.distillation import distillation_loss
 from quantrim.engines.machine import describe_machine
 from quantrim.errors import CheckpointError, ConfigError, did_you_mean
 from quantrim.files import require_writable, write_json
+from quantrim.journal import journal_beside
 from quantrim.pruning.choose import Known
 from quantrim.pruning.config import PruneConfig
 from quantrim.pruning.cost.latency import Engine, measured_side_by_side
@@ -301,11 +302,20 @@ class _Run:
             probe=self.probe if recipe.measures else None,
             surveyed=found.survey,
         )
+        with journal_beside(self.save_dir / f"widths_{step + 1}") as journal:
+            result = self._prune_as(model, share, found, replace(known, journal=journal))
+        if statistics_hold(self.teacher, self.probe):
+            recalibrate_batch_norm(model, (inputs for inputs, _ in self.probe.batches))
+        self.plan = self.plan.then(result.plan)
+        return result
+
+    def _prune_as(self, model: nn.Module, share: float, found: Forecast, known: Known) -> PruningResult:
+        recipe, request = self.recipe, self.recipe.config
         if request.of_channels:
-            result = prune_as(model, self.example, replace(request, channel_ratio=share), known)
-        elif recipe.for_latency:
+            return prune_as(model, self.example, replace(request, channel_ratio=share), known)
+        if recipe.for_latency:
             options: dict[str, Any] = {name: getattr(request, name) for name in _OPTIONS} | {
-                name: getattr(known, name) for name in ("examples", "sensitivity", "probe")
+                name: getattr(known, name) for name in ("examples", "sensitivity", "probe", "journal")
             }
             result, _, _ = prune_for_latency(
                 model,
@@ -316,12 +326,8 @@ class _Run:
                 predicted=found.latency,
                 **options,
             )
-        else:
-            result = prune_as(model, self.example, replace(request, ratio=share), known)
-        if statistics_hold(self.teacher, self.probe):
-            recalibrate_batch_norm(model, (inputs for inputs, _ in self.probe.batches))
-        self.plan = self.plan.then(result.plan)
-        return result
+            return result
+        return prune_as(model, self.example, replace(request, ratio=share), known)
 
     def _sensitivity(self, found: Forecast, step: int) -> Sensitivity | None:
         if found.job is None:

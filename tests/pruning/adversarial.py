@@ -456,7 +456,7 @@ CASES: dict[str, Case] = {
     "cat_twice": Case(CatTwice, ("stem.0",)),
     "attention": Case(Attention, ("stem", "qkv")),
     "attention_hard_coded": Case(lambda: Attention(hard_coded=True), ("stem",), "hard-coded size"),
-    "attention_fused": Case(lambda: Attention(fused=True), ("stem",), "hard-coded size"),
+    "attention_fused": Case(lambda: Attention(fused=True), ("stem",), "heads of attention"),
     "hard_coded_view": Case(HardCodedView, ("conv.0",), "hard-coded size"),
     "hard_coded_slice": Case(HardCodedSlice, ("a.0", "b.0"), "hard-coded size"),
     "computed_slice": Case(ComputedSlice, ("stem.0", "a.0", "b.0")),

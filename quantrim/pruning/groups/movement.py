@@ -103,6 +103,8 @@ def _place(
     slots = _slots_along(walk, np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1), table)
     if len(varying) > 1:
         walk.splits.append((call.layer, slots, heads is not None))
+    if heads is not None:
+        walk.doubt(slots, f"heads of attention: their number or width is fixed in {call.place}")
     if dims[axis] is not None:
         walk.space.freeze(slots, f"two kinds of channels share a dimension after {call.name} in {call.place}")
         return
