@@ -221,6 +221,9 @@ def _hand_over(optimizer: torch.optim.Optimizer, fresh: _Fresh, kept: Mapping[in
             name: _select(value, kept[key]) if isinstance(value, Tensor) and value.shape == old.shape else value
             for name, value in state.items()
         }
+    if isinstance(optimizer, torch.optim.LBFGS):  # its history is of all parameters together
+        optimizer.state.clear()
+        optimizer._params, optimizer._numel_cache = optimizer.param_groups[0]["params"], None
 
 
 def _select(tensor: Tensor, dims: Kept) -> Tensor:
