@@ -60,7 +60,12 @@ def ptq(
     sketches: Annotated[
         list[Path] | None, typer.Option(help="Instead of data: a shard that `calibrate` wrote; all of them.")
     ] = None,
-    target: Annotated[str, typer.Option(help="portable, openvino, onnxruntime or tensorrt.")] = "portable",
+    data_free: Annotated[
+        bool, typer.Option("--data-free", help="Instead of data: images of random shapes (docs/scale.md).")
+    ] = False,
+    target: Annotated[
+        str, typer.Option(help="portable, openvino, onnxruntime, tensorrt, or a file of `target learn`.")
+    ] = "portable",
     algo: Annotated[str, typer.Option(help="kl, mse, hist, avg, min_max, abs_max or emd.")] = "mse",
     samples: Annotated[int, typer.Option("--samples", "--num-images", help="Calibration samples.")] = 100,
     seed: Annotated[int | None, typer.Option(min=0, help="Draw them from DATA at random.")] = None,
@@ -124,7 +129,7 @@ def ptq(
     console = console_for(json_target)
     deploy = chosen_deploy([model], deploy, mean, std, fit)
     preprocess = preprocess_of([model], deploy, mean, std, fit)
-    calibration = _calibration(data, samples, sketches, seed)
+    calibration = _calibration(data, samples, sketches, seed, data_free)
     with _progress() as progress:
         bar = progress.add_task("calibrating", total=samples)
         result = run(
@@ -174,11 +179,17 @@ def ptq(
         raise typer.Exit(UNFAITHFUL)
 
 
-def _calibration(data: Path | None, samples: int, sketches: Sequence[Path] | None, seed: int | None) -> Any:
-    if (data is None) == (not sketches):
-        raise ConfigError("give --data, or --sketches with every shard.")
+def _calibration(
+    data: Path | None, samples: int, sketches: Sequence[Path] | None, seed: int | None, data_free: bool
+) -> Any:
+    if (data is not None) + bool(sketches) + data_free != 1:
+        raise ConfigError("give one of --data, --sketches with every shard, and --data-free.")
     if data is not None:
         return samples_of(data, samples, seed)
+    if data_free:
+        from quantrim.post_training import DataFree
+
+        return DataFree(seed=seed or 0)
     from quantrim.post_training.shards import Sketches, load_shard
 
     return Sketches.merge([load_shard(path) for path in sketches or ()])

@@ -2,5 +2,6 @@
 
 from quantrim.post_training.config import PtqConfig
 from quantrim.post_training.ptq import PtqResult, ptq
+from quantrim.post_training.synthesis import DataFree
 
-__all__ = ["PtqConfig", "PtqResult", "ptq"]
+__all__ = ["DataFree", "PtqConfig", "PtqResult", "ptq"]

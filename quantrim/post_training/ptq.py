@@ -44,6 +44,7 @@ from quantrim.post_training.refine import REFINEMENTS, Refinement, equalize
 from quantrim.post_training.resume import remembered, saved_pass
 from quantrim.post_training.shards import Sketches, require_made_for
 from quantrim.post_training.source import CalibrationSource
+from quantrim.post_training.synthesis import DataFree
 from quantrim.post_training.tuning import Choice, choose_form
 from quantrim.post_training.veto import settled_plan
 from quantrim.ranges import Sketch
@@ -156,7 +157,7 @@ def ptq(
     Args:
         model: .onnx file, Paddle inference model folder, or nn.Module.
         data: calibration data (see :func:`quantrim.graph.feeds.calibration_feeds`); what ``config.samples``
-            leaves of them judges the file.
+            leaves of them judges the file. Or :class:`~quantrim.post_training.DataFree`, where there are none.
         output: INT8 .onnx file, written when the engines have spoken; its ranges stand in ``NAME.ranges.json``
             beside it. A file that is not faithful is named ``NAME.unfaithful.onnx``.
         config: settings; or give fields of :class:`PtqConfig` as keywords, such as ``algo="kl"``.
@@ -177,9 +178,13 @@ def ptq(
     require_onnx_output(output, model)
     with scratch_folder() as folder, journal_beside(output) as journal:
         data = peekable(data)
-        path = as_onnx(model, folder, example_inputs, data, config.input_shape)
+        given = folder if isinstance(data, DataFree) else data  # files, as what is made from nothing will be
+        path = as_onnx(model, folder, example_inputs, given, config.input_shape)
+        told = ""
         if isinstance(data, Sketches):
             require_made_for(data, path, config)
+        elif isinstance(data, DataFree):
+            data, config, told = data.calibration(model, path, config, preprocess, folder)
         maker = _Maker(
             path,
             read_onnx(path),
@@ -192,6 +197,7 @@ def ptq(
             memory,
             on_trial,
             journal,
+            told,
         )
         try:
             result, staged = maker.make(config, asked)
@@ -255,6 +261,7 @@ class _Maker:
         memory: answers of earlier races.
         on_trial: called with each rewrite that was tried.
         journal: what a killed run had done.
+        told: what to know of the data before anything else.
     """
 
     path: Path
@@ -268,6 +275,7 @@ class _Maker:
     memory: Memory | None
     on_trial: Callable[[Trial], None]
     journal: Journal
+    told: str
 
     def make(self, config: PtqConfig, asked: Sequence[EngineName], note: str = "") -> tuple[PtqResult, Path]:
         """A file in the folder, and the result with its path as the output."""
@@ -301,7 +309,7 @@ class _Maker:
             refined=made.refined,
             normalization_error=error,
             engines=results,
-            notes=(*((note,) if note else ()), *source.notes),
+            notes=(*filter(None, (self.told, note)), *source.notes),
             advice=advice,
             worst=worst,
             histograms=made.histograms,
