@@ -21,6 +21,7 @@ from quantrim.files import write_json
 from quantrim.recipes.deploy import deploy_of
 from quantrim.recipes.deployment import Deployment, read_deployment
 from quantrim.recipes.predict import Prediction, predict_files, write_boxes
+from quantrim.scratch import claiming
 from quantrim.vision.palette import PALETTE
 
 #: Untimed runs before a benchmark.
@@ -107,6 +108,7 @@ def located(model: Path | None, deploy: Path | None) -> tuple[Path, Deployment]:
     return model, read_deployment(place)
 
 
+@claiming
 def infer(
     model: Path,
     deployment: Deployment,

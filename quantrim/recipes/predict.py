@@ -17,6 +17,7 @@ from quantrim.errors import ConfigError
 from quantrim.files import atomic_path, write_json
 from quantrim.graph.feeds import image_files
 from quantrim.images import read_image
+from quantrim.scratch import claiming
 from quantrim.vision.data.sample import Sample, Transform, apply, classes_of, undo_boxes
 from quantrim.vision.palette import PALETTE
 
@@ -60,6 +61,7 @@ class _Item:
     sample: Sample
 
 
+@claiming
 def predict_files(
     run: Run, source: str | Path, how: Prediction, save_dir: str | Path, *, batch_size: int = 1
 ) -> tuple[list[dict[str, Any]], list[float]]:

@@ -3,10 +3,10 @@
     python -m tests.fuzz.kills [--kills 120] [--seed 0] [--verbs train,qat,...]
 
 Each case runs the verb in a forked process of its own that is killed at a random time, or right before or
-behind the n-th file that it puts in place; once or several times in a row. The last run lives. What it wrote is
-compared with a run that was never killed, and nothing of the killed ones may be left. Only the clock is stilled:
-latencies that choose between files are fixed, everything else is computed. The exit code is 1 where a result
-differs.
+behind the n-th file that it puts in place; once or several times in a row. The last run lives. What it wrote
+is compared with a run that was never killed, and nothing of the killed ones may be left. Only the clock is
+stilled: latencies that choose between files are fixed, everything else is computed. The exit code is 1 where a
+result differs.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ import torch
 import yaml
 
 import quantrim.journal
-from quantrim.cli import app
+from quantrim.cli import main as main_of_cli
 from quantrim.graph.from_torch import export_onnx
 from quantrim.recipes.loading import load
 from quantrim.vision.config import load_config
@@ -149,7 +150,8 @@ def jobs(given: Path) -> dict[str, Job]:
         return Job(lambda folder: [word.replace("DIR", str(folder)) for word in words] + more(folder), result)
 
     into = ["--save-dir", "DIR"]
-    tuned, pruned = [*config, *weights, *into, *often], ["--pruning-ratio", "0.3", "--samples", "16"]
+    tuned = [*config, *weights, *into, *often]
+    pruned = ["--pruning-ratio", "0.3", "--samples", "16"]
     pruned += ["--retraining-iters", "6"]
     ptq = ["ptq", model, *images, "-o", "DIR/o.onnx", "--samples", "32", *quiet]
     compress = ["compress", model, *images, "-o", "DIR/o.onnx", "--samples", "20", "--images", "20", *quiet]
@@ -158,27 +160,8 @@ def jobs(given: Path) -> dict[str, Job]:
         "train ema": job(
             ["train", *config, *into, *often, "--ema-decay", "0.9"], _tensors("best_model/*.pth"), resume
         ),
-        "qat": job(
-            ["qat", *config, *weights, *into, *often, "--samples", "16"], _bytes("model_int8.onnx"), resume
-        ),
-        "prune": job(
-            [
-                "prune",
-                *config,
-                *weights,
-                *into,
-                *often,
-                "--pruning-ratio",
-                "0.3",
-                "--retraining-iters",
-                "6",
-                "--samples",
-                "16",
-                *quiet,
-            ],
-            _tensors("model.pth"),
-            plan,
-        ),  # fmt: skip
+        "qat": job(["qat", *tuned, "--samples", "16"], _bytes("model_int8.onnx"), resume),
+        "prune": job(["prune", *tuned, *pruned, *quiet], _tensors("model.pth"), plan),
         "ptq": job([*ptq, "--refine", "bias"], _bytes("o.onnx", "o.ranges.json")),
         "ptq adaround": job([*ptq, "--refine", "adaround,bias"], _bytes("o.onnx", "o.ranges.json")),
         "calibrate": job(["calibrate", model, *images, "-o", "DIR/s.npz"], _arrays("s.npz")),
@@ -204,59 +187,63 @@ def still_the_clock() -> None:
     )  # fmt: skip
 
 
-def start(words: Words, folder: Path, kill_at: int | None = None) -> int:
-    """Process id of a fork that runs the verb; it kills itself at a file that it puts in place.
+def start(words: Words, folder: Path, prepare: Callable[[], None] = lambda: None) -> int:
+    """Process id of a fork that runs the verb as the command line does.
 
     Args:
         words: the command line.
-        folder: gets the log beside it, and temporary folders.
-        kill_at: 2n: before the n-th file, 2n + 1: behind it.
+        folder: has the log and temporary folders beside it.
+        prepare: called in the fork before.
     """
     child = os.fork()
     if child:
         return child
     try:
-        null = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
+        os.setsid()  # a kill takes the processes that the verb starts, too
+        log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder.with_suffix(".tmp"))
         Path(tempfile.tempdir).mkdir(exist_ok=True)
-        if kill_at is not None:
-            os.replace = _deadly(os.replace, kill_at)
-        app(words, standalone_mode=False)
-        os._exit(0)
+        sys.argv = ["quantrim", *words]
+        prepare()
+        main_of_cli()
     except SystemExit as end:
         os._exit(int(end.code or 0))
     except BaseException:
         traceback.print_exc()
-        os._exit(1)
+    os._exit(70)
 
 
-def _deadly(replace: Callable[..., None], kill_at: int) -> Callable[..., None]:
-    count = [0]
+def _deadly(kill_at: int) -> None:
+    """Let this process die at a file that it puts in place: 2n before the n-th one, 2n + 1 behind it."""
+    count, replace = [0], os.replace
 
     def run(*args: Any, **kwargs: Any) -> None:
         for step in (lambda: None, lambda: replace(*args, **kwargs)):
             step()
             if count[0] == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.killpg(0, signal.SIGKILL)
             count[0] += 1
 
-    return run
+    os.replace = run
 
 
-def ended(child: int, kill_after: float | None = None) -> int | None:
-    """Exit code of a child, below zero for a signal; it is killed after some seconds. None: it hung."""
+def ended(child: int, kill_after: float | None = None, number: int = signal.SIGKILL) -> int | None:
+    """Exit code of a child, below zero for a signal; it gets a signal after some seconds. None: it hung."""
     begin = time.monotonic()
     while time.monotonic() - begin < LIMIT_S:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
         if kill_after is not None and time.monotonic() - begin > kill_after:
-            os.kill(child, signal.SIGKILL)
+            if number == signal.SIGKILL:
+                os.killpg(child, number)
+            else:
+                os.kill(child, number)
             kill_after = None
         time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
+    os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return None
 
@@ -288,14 +275,14 @@ def kills(job: Job, folder: Path, expected: Any, took: float, count: int, rnd: r
         here.mkdir()
         wanted, got = min(count - done, rnd.choice([1, 1, 2, 3])), 0
         for _ in range(wanted):
-            at = rnd.randrange(24) if rnd.random() < 0.5 else None
-            after = None if at is not None else rnd.random() * took
-            code = ended(start(job.words(here), here, at), after)
+            at = rnd.randrange(24) if rnd.random() < 0.5 else -1
+            after = None if at >= 0 else rnd.random() * took
+            code = ended(start(job.words(here), here, partial(_deadly, at)), after)
             got += code == -signal.SIGKILL
             if code is None:
                 yield "hang"
             if code not in (0, -signal.SIGKILL):
-                yield f"code {code}: {_last_line(here)}"
+                yield f"code {code}: {last_line(here)}"
             if code != -signal.SIGKILL:
                 break
             age(here)
@@ -315,14 +302,15 @@ def _verdict(job: Job, here: Path, expected: Any) -> str:
     if code is None:
         return "hang"
     if code != 0:
-        return f"code {code}: {_last_line(here)}"
+        return f"code {code}: {last_line(here)}"
     if job.result(here) != expected:
         return "differs"
     left = left_over(here)
     return f"left: {', '.join(left[:4])}" if left else "equal"
 
 
-def _last_line(here: Path) -> str:
+def last_line(here: Path) -> str:
+    """The end of what a run said."""
     lines = here.with_suffix(".log").read_text(errors="replace").strip().splitlines()
     return lines[-1][:200] if lines else ""
 
@@ -356,7 +344,7 @@ def _counted(job: Job, folder: Path, count: int, seed: int) -> Counter[str]:
     whole.mkdir(parents=True)
     begin = time.monotonic()
     if ended(start(job.words(whole), whole)) != 0:
-        return Counter([f"fails without a kill: {_last_line(whole)}"])
+        return Counter([f"fails without a kill: {last_line(whole)}"])
     took = time.monotonic() - begin
     if left := left_over(whole):
         return Counter([f"left without a kill: {left}"])
