@@ -44,8 +44,13 @@ native: setup
 fuzz: setup
 	$(BIN)/python -m tests.fuzz.campaign $(FUZZ)
 
+# What the native runner reads, under ASan and UBSan: its own readers, then damaged models through both engines.
+SANITIZE := -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
 fuzz-native: setup
-	$(BIN)/python tests/native/fuzz_data_file.py $(FUZZ)
+	cmake -S cpp -B build/sanitized -DPython3_EXECUTABLE=$(abspath $(BIN)/python) \
+		-DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS='$(SANITIZE)'
+	cmake --build build/sanitized -j 2
+	$(BIN)/python -m tests.native.fuzz --models 200 --runner build/sanitized/quantrim_bench $(FUZZ)
 
 # Known vulnerabilities of the installed dependencies, and their list as CycloneDX.
 audit: setup

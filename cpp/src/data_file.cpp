@@ -91,7 +91,7 @@ private:
 class RandomImages : public ImageSource {
 public:
     RandomImages(int64_t size, int64_t values)
-        : size_(size), values_(values), pixels_(static_cast<size_t>(size * values)) {
+        : size_(size), values_(values), pixels_(static_cast<size_t>(volume({size, values}))) {
         std::mt19937 generator(0);
         std::normal_distribution<float> normal;
         for (float& pixel : pixels_) pixel = normal(generator);

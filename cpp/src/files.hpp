@@ -1,8 +1,7 @@
-// Files that are whole or not there at all: written beside the target, then renamed.
+// Files that are whole or not there at all: written without a name, or beside the target, then put in place.
 #pragma once
 
 #include <cstdint>
-#include <fstream>
 #include <string>
 
 namespace quantrim {
@@ -20,8 +19,11 @@ public:
     void commit();
 
 private:
+    [[noreturn]] void fail(const char* hint) const;
+
     std::string path_, temporary_;
-    std::ofstream stream_;
+    int file_ = -1;
+    bool named_ = false;  // the temporary name is in the folder
 };
 
 }  // namespace quantrim

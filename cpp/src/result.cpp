@@ -16,17 +16,38 @@ std::string fixed(double value, int digits) {
     return text;
 }
 
+// Bytes of the UTF-8 character that begins at a place; 0 where none does (RFC 3629, section 4).
+size_t character_at(const std::string& text, size_t at) {
+    const auto byte = [&](size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
+    const unsigned first = byte(at), second = byte(at + 1);
+    if (first < 0x80) return 1;
+    const size_t length = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
+    if (first < 0xC2 || first > 0xF4) return 0;
+    if ((first == 0xE0 && second < 0xA0) || (first == 0xED && second > 0x9F)) return 0;  // too long; surrogates
+    if ((first == 0xF0 && second < 0x90) || (first == 0xF4 && second > 0x8F)) return 0;  // too long; too large
+    for (size_t i = 1; i < length; ++i) {
+        if ((byte(at + i) & 0xC0) != 0x80) return 0;
+    }
+    return length;
+}
+
+// A JSON string; paths and names of nodes may hold any bytes, and what is no UTF-8 becomes U+FFFD.
 std::string quoted(const std::string& text) {
     std::string made = "\"";
-    for (const unsigned char c : text) {
-        if (c == '"' || c == '\\') made += '\\';
-        if (c < 0x20) {
+    for (size_t at = 0; at < text.size();) {
+        const size_t length = character_at(text, at);
+        const char c = text[at];
+        if (length == 0) {
+            made += "\\ufffd";
+        } else if (length == 1 && static_cast<unsigned char>(c) < 0x20) {
             char code[8];
             std::snprintf(code, sizeof code, "\\u%04x", c);
             made += code;
         } else {
-            made += static_cast<char>(c);
+            if (c == '"' || c == '\\') made += '\\';
+            made += text.substr(at, length);
         }
+        at += length == 0 ? 1 : length;
     }
     return made + "\"";
 }
@@ -76,7 +97,7 @@ void profile_text(std::ostringstream& text, const std::vector<LayerRun>& layers)
     for (const auto& layer : layers) {
         char head[64];
         std::snprintf(head, sizeof head, "%9.3f  %-9s  ", layer.time_ms, layer.precision.c_str());
-        text << head << layer.kind << ", " << layer.kernel << ", " << layer.nodes.front();
+        text << head << layer.kind << ", " << layer.kernel << ", " << (layer.nodes.empty() ? "-" : layer.nodes[0]);
         text << (layer.nodes.size() > 1 ? " and " + std::to_string(layer.nodes.size() - 1) + " more\n" : "\n");
         spent[layer.precision] += layer.time_ms;
     }
