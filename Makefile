@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all lint types size native fuzz fuzz-native audit docs clean
+.PHONY: setup demo test test-all lint types size native fuzz fuzz-native kills soak audit wheel docs clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,15 @@ native: setup
 fuzz: setup
 	$(BIN)/python -m tests.fuzz.campaign $(FUZZ)
 
+# Long verbs killed, stopped and out of disk at random places; KILLS="--kills 500 --seed 7" for more.
+kills: setup
+	$(BIN)/python -m tests.fuzz.kills $(KILLS)
+	$(BIN)/python -m tests.fuzz.stops
+
+# Half an hour of good and bad requests; SOAK="--minutes 480".
+soak: setup
+	$(BIN)/python -m tests.fuzz.soak $(SOAK)
+
 # What the native runner reads, under ASan and UBSan: its own readers, then damaged models through both engines.
 SANITIZE := -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
 fuzz-native: setup
@@ -57,7 +66,12 @@ audit: setup
 	$(BIN)/python -m pip install -q 'pip-audit>=2.7,<3' 'cyclonedx-bom>=5,<8'
 	mkdir -p output
 	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --of JSON -o output/sbom.cdx.json
-	$(BIN)/pip-audit --skip-editable
+	$(BIN)/python -m tests.audit
+
+# The wheel, dated by the last commit: the same sources give the same bytes.
+wheel: setup
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m pip wheel -q --no-deps -w output/wheels .
+	cd output/wheels && sha256sum *.whl
 
 docs: setup
 	$(BIN)/python -m pip install -q -e '.[docs]'
