@@ -46,12 +46,11 @@ def verdict(installed: list[dict[str, Any]] | None, canary: list[dict[str, Any]]
     bad = [one for one in installed if one.get("vulns")]
     skipped = [one["name"] for one in installed if "skip_reason" in one]
     if bad:
-        return VULNERABLE, "\n".join(lines)
+        holes = (f"{one['name']} {one['version']} ({', '.join(h['id'] for h in one['vulns'])})" for one in bad)
+        return VULNERABLE, f"audit: vulnerable: {'; '.join(holes)}"
     if skipped:
-        return (
-            UNKNOWN,
-            f"audit: nobody knows of {len(skipped)} of {len(installed)} packages: {', '.join(skipped)}",
-        )
+        share = f"{len(skipped)} of {len(installed)}"
+        return UNKNOWN, f"audit: nobody knows of {share} packages: {', '.join(skipped)}"
     return CLEAN, f"audit: {len(installed)} packages, none known to be vulnerable"
 
 

@@ -19,8 +19,8 @@ from tests.audit import main, verdict
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "quantrim").rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-#: Who may speak of pickle, beside those who forbid it to numpy: its errors are caught, a restricted reader is made of it, or a process that this one
-#: started sends it back what it sent.
+#: Who may speak of pickle, beside those who forbid it to numpy: its errors are caught, a restricted reader is
+#: made of it, or a process that this one started sends it back what it sent.
 PICKLE = {"checkpoints.py", "cifar.py", "parallel.py", "plan.py", "resolve.py", "probe.py"}
 FORBIDDEN = (
     r"weights_only=False", r"allow_pickle=True", r"yaml\.(unsafe_load|full_load)\(", r"shell=True",
