@@ -236,8 +236,8 @@ def main() -> None:
     machine = describe_machine().line()
     tasks = [Task(name, arguments.engine, arguments.threads, arguments.whole) for name in arguments.models]
     random.Random().shuffle(tasks)
-    done = set() if arguments.again else {row_key(row) for row in read_rows()}
     for task in tasks:
+        done = set() if arguments.again else {row_key(row) for row in read_rows()}
         row: dict[str, Any] = {"machine": machine, **vars(task), "segmentation": task.name in SEGMENTATION}
         if row_key(row) in done or time.perf_counter() - begun > arguments.seconds:
             continue

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from quantrim.graph.ports import Feed, samples_in
 from quantrim.graph.segments import Segments
 from quantrim.placement.plan import Plan
+from quantrim.post_training.refine.means import InputMeans
 from quantrim.post_training.resume import SavedPass
 from quantrim.ranges import ActivationScale, Algo, Range, Sketch, activation_scale, range_of
 
@@ -26,6 +27,7 @@ def collect(
     *,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     threads: int | None = None,
+    means: InputMeans | None = None,
     on_batch: Progress | None = None,
     saved: SavedPass | None = None,
 ) -> dict[str, Sketch]:
@@ -41,6 +43,7 @@ def collect(
         feeds: batches by input name.
         shapes: shapes of the tensors for one batch, as in ``Graph.shapes``.
         threads: threads of the forward pass; None for all cores.
+        means: takes in the first batches, too.
         on_batch: called with the number of samples of each batch that was taken in.
         saved: what a killed run has taken in already; it gets what this one does.
 
@@ -52,14 +55,14 @@ def collect(
     segments = Segments(model, sketches, shapes, threads=threads)
     pending: Future[None] | None = None
     with ThreadPoolExecutor(1) as pool:
-        for feed in feeds:
+        for index, feed in enumerate(feeds):
             if saved is not None and saved.has(feed):
                 continue
             given = {name: array for name, array in feed.items() if name in sketches}
             for values in chain([given], segments.run(feed)):
                 if pending is not None:
                     pending.result()
-                pending = pool.submit(_take_in, sketches, values)
+                pending = pool.submit(_take_in, sketches, values, means, index)
             if on_batch is not None:
                 on_batch(samples_in(feed))
             if saved is not None and pending is not None and saved.due():
@@ -72,9 +75,16 @@ def collect(
     return sketches
 
 
-def _take_in(sketches: Mapping[str, Sketch], values: Mapping[str, np.ndarray]) -> None:
+def _take_in(
+    sketches: Mapping[str, Sketch],
+    values: Mapping[str, np.ndarray],
+    means: InputMeans | None,
+    batch: int,
+) -> None:
     for name, array in values.items():
         sketches[name].add(array, name=name)
+    if means is not None:
+        means.add(batch, values)
 
 
 def tensor_ranges(

@@ -22,9 +22,11 @@ from quantrim.graph.session import save_model
 from quantrim.placement import Plan
 from quantrim.placement.qdq import write_qdq
 from quantrim.placement.quantized import Quantized
-from quantrim.post_training.calibrate import scales_of_plan, tensor_ranges
+from quantrim.post_training.calibrate import collect, scales_of_plan, tensor_ranges
 from quantrim.post_training.config import PtqConfig
 from quantrim.post_training.refine import Refinement, noise, refine_weights
+from quantrim.post_training.refine.bias_pass import correct_biases
+from quantrim.post_training.refine.means import MEAN_SAMPLES, InputMeans, taps_of
 from quantrim.post_training.refine.walk import Rounding
 from quantrim.ranges import (
     ActivationScale,
@@ -38,6 +40,9 @@ from quantrim.ranges.codes import WeightCodes
 from quantrim.ranges.scales import Float32
 from quantrim.rewrites.files import ask_precision
 from quantrim.targets import Target
+
+#: Samples of the quantized pass that corrects biases.
+BIAS_SAMPLES = 8
 
 
 def decide(
@@ -71,14 +76,35 @@ def refine(
     quantized: Quantized,
     feeds: Sequence[Mapping[str, np.ndarray]],
     refinements: Sequence[Refinement],
+    means: InputMeans | None = None,
     remember: Callable[[Rounding], Rounding] = lambda rounding: rounding,
 ) -> Quantized:
-    """The same with codes and biases refined ("adaround", "bias"), whether that helps or not."""
+    """The same with codes and biases refined ("adaround", "bias"), whether that helps or not.
+
+    Args:
+        quantized: what was decided so far.
+        feeds: calibration batches.
+        refinements: what to do; at least one word.
+        means: for "bias" alone: what calibration noted of the first batches; taken from ``feeds`` when None.
+        remember: wraps adaptive rounding, so that a restarted run need not round again.
+    """
     one = quantized
-    weights = refine_weights(
-        one.model, one.graph, one.plan, one.activations, one.weights, feeds, refinements, remember
-    )
-    return replace(one, weights=weights)
+    if "adaround" in refinements:
+        weights = refine_weights(
+            one.model, one.graph, one.plan, one.activations, one.weights, feeds, refinements, remember
+        )
+        return replace(one, weights=weights)
+    if means is None:
+        means = means_for(one.model, one.graph, one.plan, feeds)
+        sources = {taps.source for taps in means.taps.values()}
+        collect(one.model, sources, first_samples(feeds, MEAN_SAMPLES), shapes=one.graph.shapes, means=means)
+    return replace(one, weights=correct_biases(one, means, first_samples(feeds, BIAS_SAMPLES)))
+
+
+def means_for(model: ir.Model, graph: Graph, plan: Plan, feeds: Sequence[Feed]) -> InputMeans:
+    """Means that bias correction of a plan needs, to be filled from the first batches."""
+    few, many = (len(first_samples(feeds, count)) for count in (BIAS_SAMPLES, MEAN_SAMPLES))
+    return InputMeans(taps_of(model, graph, plan), few, many)
 
 
 def is_better(one: Quantized, other: Quantized, feeds: Sequence[Mapping[str, np.ndarray]]) -> bool:
