@@ -24,6 +24,7 @@ from quantrim.cli.options import (
 from quantrim.cli.output import JsonOption, console_for, emit_json, record_of
 from quantrim.cli.tuning import tuned_file
 from quantrim.errors import ConfigError
+from quantrim.recipes.deploy import note_precision
 
 
 def export(
@@ -74,6 +75,7 @@ def export(
     tuning = None
     if tune:
         tuning = tuned_file(console, path, engine, parse_shape(input_shape), threads, tune_seconds)
+        note_precision(path)
     size = size_mb(path)
     console.print(
         f"{path}: {size:.2f} MB, largest difference from torch {difference:.1e}; "

@@ -13,9 +13,10 @@ from quantrim.errors import ConfigError
 from quantrim.files import write_text
 from quantrim.judges import Judging
 from quantrim.judges.bars import level_named, task_named
+from quantrim.rewrites.files import asked_precision
 
-#: Keys of ``deploy.yaml`` that name the model's own files ("params" is PaddleSeg's).
-_FILES = ("model", "params")
+#: Keys of ``deploy.yaml`` that hold for the model's own files alone ("params" is PaddleSeg's).
+_FILES = ("model", "params", "precision")
 
 
 def deploy_of(model: Path, deploy: Path | None) -> Path | None:
@@ -55,9 +56,26 @@ def carry_deploy(model: Path, deploy: Path | None, output: Path) -> Path | None:
             return place
         if found.get("model") != output.name:
             return None
-    content = {"Deploy": {"model": output.name, **_without_files(given)}}
-    write_text(place, yaml.safe_dump(content, sort_keys=False))
+    section = {"model": output.name, **_without_files(given)} | precision_entry(output)
+    write_text(place, yaml.safe_dump({"Deploy": section}, sort_keys=False))
     return place
+
+
+def precision_entry(model: Path) -> dict[str, str]:
+    """What ``deploy.yaml`` says of the precision that tuning found for a file; nothing where that is FP32."""
+    asked = asked_precision(model)
+    return {} if asked == "f32" else {"precision": asked}
+
+
+def note_precision(model: Path) -> None:
+    """Let a file's own ``deploy.yaml`` say in which precision the file was fastest."""
+    place = model.with_name("deploy.yaml")
+    section = _section_of(place if place.is_file() else None)
+    if section.get("model") != model.name:
+        return
+    noted = {key: value for key, value in section.items() if key != "precision"} | precision_entry(model)
+    if noted != section:
+        write_text(place, yaml.safe_dump({"Deploy": noted}, sort_keys=False))
 
 
 def carried(model: Path, deploy: Path | None, output: Path) -> str:

@@ -18,6 +18,7 @@ from quantrim.graph.from_torch import export_onnx
 from quantrim.graph.session import save_model
 from quantrim.pruning.plan import load_trained
 from quantrim.recipes.boxes import deploy_keys, export_detector, finish, require_output_op
+from quantrim.recipes.deploy import precision_entry
 from quantrim.recipes.fetch import local_file
 from quantrim.recipes.judging import KEYS, detection_test, task_judge
 from quantrim.recipes.loading import Loaded, example_of
@@ -216,6 +217,7 @@ def write_deploy(model_path: Path, loaded: Loaded, output_op: str) -> None:
         "output": output_op,
         "classes": list(loaded.facts.names),
     }
+    content |= precision_entry(model_path)
     if loaded.facts.shape[2] == 1:
         content["channels"] = 1
     if loaded.facts.task == "detection":

@@ -13,7 +13,7 @@ from quantrim.engines import PRECISION_KEY, EngineName, Precision
 from quantrim.engines.machine import describe_machine
 from quantrim.graph.normalize import name_nodes, normalize, random_feed
 from quantrim.graph.read import read_onnx
-from quantrim.graph.session import save_model
+from quantrim.graph.session import parse_onnx, save_model
 from quantrim.rewrites.contest import Contest, Entrant
 from quantrim.rewrites.memory import Memory
 from quantrim.rewrites.tuner import Trial, Tuned, digest, one_sample, tune
@@ -32,6 +32,18 @@ def ask_precision(model: ir.Model, precision: Precision) -> None:
     model.metadata_props.pop(PRECISION_KEY, None)
     if precision != "f32":
         model.metadata_props[PRECISION_KEY] = precision
+
+
+def asked_precision(path: Path) -> Precision:
+    """In which precision a file asks its float layers to be run; "f32" where it says nothing, or is no ONNX.
+
+    Raises:
+        ModelError: an .onnx file that can't be read.
+    """
+    if path.suffix != ".onnx" or not path.is_file():
+        return "f32"
+    asked = {prop.key: prop.value for prop in parse_onnx(path, external=False).metadata_props}
+    return "bf16" if asked.get(PRECISION_KEY) == "bf16" else "f32"
 
 
 @dataclass(frozen=True, slots=True)

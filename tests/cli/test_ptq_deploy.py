@@ -13,7 +13,11 @@ from typer.testing import CliRunner
 
 from quantrim.cli import app
 from quantrim.errors import ConfigError
-from quantrim.recipes.deploy import carry_deploy
+from quantrim.graph import read_onnx
+from quantrim.graph.session import save_model
+from quantrim.recipes.deploy import carry_deploy, note_precision
+from quantrim.recipes.deployment import read_deployment
+from quantrim.rewrites.files import ask_precision
 
 HALF = {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
@@ -133,3 +137,29 @@ def test_without_a_deploy_yaml_there_is_nothing_to_carry(tmp_path):
     with pytest.raises(ConfigError, match=r"no deploy\.yaml with a section Deploy"):
         carry_deploy(tmp_path / "model.onnx", tmp_path / "missing.yaml", tmp_path / "out" / "int8.onnx")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("asked", ["bf16", "f32"])
+def test_the_precision_that_a_file_asks_for_stands_in_its_deploy_yaml(tmp_path, residual_onnx, asked):
+    write_deploy(tmp_path / "fp32")
+    output = tmp_path / "out" / "int8.onnx"
+    output.parent.mkdir()
+    model = read_onnx(residual_onnx)
+    ask_precision(model, asked)
+    save_model(model, output)
+    place = carry_deploy(tmp_path / "fp32" / "model.onnx", None, output)
+    assert place is not None
+    assert section(place).get("precision", "f32") == asked
+    assert read_deployment(place).precision == (None if asked == "f32" else asked)
+
+
+def test_tuning_a_file_again_renews_the_precision_beside_it(tmp_path, residual_onnx):
+    path, deploy = tmp_path / "m.onnx", write_deploy(tmp_path, "m.onnx")
+    before = deploy.read_bytes()
+    model = read_onnx(residual_onnx)
+    for asked in ("bf16", "f32"):
+        ask_precision(model, asked)
+        save_model(model, path)
+        note_precision(path)
+        assert section(deploy).get("precision", "f32") == asked
+    assert yaml.safe_load(before) == yaml.safe_load(deploy.read_text())
