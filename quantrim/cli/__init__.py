@@ -40,6 +40,7 @@ from quantrim.cli import (
     shrink,
     target,
     train,
+    verify,
 )
 from quantrim.cli.options import Command, option_of
 from quantrim.cli.supervise import SUPERVISED, leave, stopping, supervised
@@ -107,6 +108,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "fleet": fleet.fleet,
     "inspect": inspect.inspect,
     "bench": bench.bench,
+    "verify": verify.verify,
     "report": report.report,
     "reproduce": reproduce.reproduce,
     "serve": serve.serve,

@@ -21,6 +21,8 @@ JsonOption = Annotated[
 
 #: Exit code where a file is not faithful.
 UNFAITHFUL = 3
+#: Exit code where a figure of a baseline fell.
+FELL = 4
 #: Columns of a table that goes into a file or a pipe, where no window sets them.
 _WIDTH = 200
 #: Ratio of 90th percentile to median that a quiet machine stays below.

@@ -23,7 +23,9 @@ from quantrim.errors import ConfigError
 from quantrim.scratch import end_with, scratch_folder
 
 #: Verbs that hand files of others to engines.
-SUPERVISED = frozenset({"bench", "compress", "evaluate", "infer", "inspect", "predict", "ptq", "report"})
+SUPERVISED = frozenset(
+    {"bench", "compress", "evaluate", "infer", "inspect", "predict", "ptq", "report", "verify"}
+)
 #: Environment variables with limits for files that nobody vouches for: seconds, and 10^9 bytes.
 TIME_LIMIT, MEMORY_LIMIT = "QUANTRIM_TIME_LIMIT", "QUANTRIM_MEMORY_LIMIT"
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else (signal.SIGINT,)

@@ -7,15 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from quantrim.errors import QuantrimError, first_line
 from quantrim.files import read_json, write_json
 from quantrim.fleet.cache import Cache, Step, made_in
+from quantrim.graph.feeds import IMAGENET, ImagePreprocess
+from quantrim.recipes.deploy import deploy_of
 from quantrim.scratch import end_with
 
 #: The file that a step makes, in its folder.
@@ -118,7 +122,7 @@ def _ptq(place: Path, final: Path, *, model: str, data: str, deploy: str | None,
         judging=judging_from([Path(model)], _path(deploy), task=task, decoder=None, accept=accept),
         input_shape=shape,
         threads=threads,
-        **_preprocess(model, deploy),
+        preprocess=preparation([Path(model)], _path(deploy)),
         **recipe,
     )
     carry_deploy(Path(model), _path(deploy), Path(result.output))
@@ -143,7 +147,7 @@ def _compress(place: Path, final: Path, *, model: str, data: str, deploy: str | 
         skip=recipe["skip"],
         input_shape=None if shape is None else tuple(shape),
         threads=threads,
-        **_preprocess(model, deploy),
+        preprocess=preparation([Path(model)], _path(deploy)),
     )
     carry_deploy(Path(model), _path(deploy), Path(result.output))
     return result.to_json() | {"output": str(final / Path(result.output).name)}
@@ -167,16 +171,19 @@ def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
 
-def _preprocess(model: str, deploy: str | None) -> dict[str, Any]:
-    """Argument ``preprocess``, where a ``deploy.yaml`` says it."""
-    from quantrim.recipes.deploy import deploy_of
+def preparation(models: Sequence[Path], deploy: Path | None) -> ImagePreprocess | Callable[[Path], np.ndarray]:
+    """How image files become inputs: as the ``deploy.yaml`` says that is named or lies beside a model.
 
-    source = deploy_of(Path(model), _path(deploy))
+    Args:
+        models: the first of them that has one beside it is asked.
+        deploy: or this file.
+    """
+    source = next(filter(None, (deploy_of(model, deploy) for model in models)), None)
     if source is None:
-        return {}
-    from quantrim.recipes.calibration import deployed_decoder
+        return IMAGENET
+    from quantrim.recipes.calibration import deployed_decoder  # needs torch
 
-    return {"preprocess": deployed_decoder(source)}
+    return deployed_decoder(source)
 
 
 if __name__ == "__main__":
