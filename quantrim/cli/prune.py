@@ -68,7 +68,7 @@ def prune(
     align: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = 8,
     min_channels: Annotated[int, typer.Option(min=1, help="Layers this narrow are left alone.")] = 8,
     max_ratio: Annotated[float, typer.Option(help="Largest share of a layer's channels to remove.")] = 0.9,
-    blocks: Annotated[bool, typer.Option(help="Whole residual blocks may go too.")] = False,
+    blocks: Annotated[bool, typer.Option("--blocks", help="Whole residual blocks may go too.")] = False,
     protect: Annotated[list[str] | None, typer.Option(help="Layer whose channels stay; globs too.")] = None,
     distill: Annotated[bool, typer.Option(help="Learn from the unpruned model.")] = True,
     batch_size: BatchSizeOption = None,

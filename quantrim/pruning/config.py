@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -11,6 +12,11 @@ from quantrim.pruning.sensitivity.criteria import CRITERIA
 
 #: How the shares of groups are chosen.
 Method = Literal["marginal", "threshold"]
+
+
+def as_paths(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Paths or globs; one alone may be given as it is."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,7 @@ class PruneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "protect", tuple(self.protect))
+        object.__setattr__(self, "protect", as_paths(self.protect))
         if self.ratio is not None and self.channel_ratio is not None:
             raise ConfigError(
                 "give either ratio (share of the cost to remove) or channel_ratio.", field="channel_ratio"

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from quantrim.pruning.choose import Known
@@ -16,7 +15,7 @@ from quantrim.pruning.config import PruneConfig
 from quantrim.pruning.cost.latency import Engine, LatencyModel, latency_model, measured_side_by_side
 from quantrim.pruning.cost.solver import Limits, least_units
 from quantrim.pruning.pruning import PruningResult, prune_as
-from quantrim.pruning.surgery import remove
+from quantrim.pruning.surgery import Optimizers, remove
 from quantrim.pruning.survey import Survey, survey
 
 #: Going on must bring this share of the further milliseconds that are asked for.
@@ -56,7 +55,7 @@ def prune_for_latency(
     attempts: int = 3,
     tolerance: float = 0.02,
     on_layer: Callable[[int, int], None] | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizers = None,
     followers: Iterable[nn.Module] = (),
     **options: Any,
 ) -> tuple[PruningResult, float, float]:

@@ -14,7 +14,7 @@ from torch import nn
 from quantrim.errors import ConfigError, ModelError
 from quantrim.pruning.choose import Known, Task, choose, over_remaining
 from quantrim.pruning.cliff import Cliff, answers_kept
-from quantrim.pruning.config import Method, PruneConfig
+from quantrim.pruning.config import Method, PruneConfig, as_paths
 from quantrim.pruning.cost.cost import full_widths, macs_model, parameter_count
 from quantrim.pruning.cost.solver import Cost, Limits, Solution
 from quantrim.pruning.groups.groups import Frozen, Removal, joined
@@ -24,7 +24,7 @@ from quantrim.pruning.plan import PruningPlan, plan_of
 from quantrim.pruning.sensitivity.criteria import DATA_DRIVEN, Examples, Scores, score
 from quantrim.pruning.sensitivity.curves import Sensitivity
 from quantrim.pruning.sensitivity.probe import Probe
-from quantrim.pruning.surgery import remove
+from quantrim.pruning.surgery import Optimizers, remove
 from quantrim.pruning.survey import Survey, survey
 from quantrim.pruning.together import chosen_units
 
@@ -103,8 +103,8 @@ def prune(
     method: Method = "marginal",
     objective: Cost | None = None,
     limits: Limits | None = None,
-    protect: Iterable[str] = (),
-    optimizer: torch.optim.Optimizer | None = None,
+    protect: str | Iterable[str] = (),
+    optimizer: Optimizers = None,
     followers: Iterable[nn.Module] = (),
     surveyed: Survey | None = None,
     seed: int = 0,
@@ -127,7 +127,7 @@ def prune(
         objective: cost to lower; multiply-accumulates by default. See :mod:`quantrim.pruning.cost.latency`.
         limits: allowed widths.
         protect: paths of layers whose own channels shall stay, or globs such as ``stage1.*``.
-        optimizer: gets the new parameters, and its state is sliced with them.
+        optimizer: one or several; gets the new parameters, and its state is sliced with them.
         followers: modules of the same structure, such as a moving average, to be pruned alike.
         surveyed: result of :func:`survey` of this module, so that it is not made again.
         seed: of random choices.
@@ -146,7 +146,7 @@ def prune(
         >>> net[0].out_channels, round(result.achieved, 2)
         (16, 0.5)
     """
-    config = PruneConfig(ratio, channel_ratio, criterion, method, limits or Limits(), tuple(protect), seed)
+    config = PruneConfig(ratio, channel_ratio, criterion, method, limits or Limits(), as_paths(protect), seed)
     known = Known(examples, sensitivity, probe, objective, surveyed)
     return prune_as(module, example_inputs, config, known, optimizer=optimizer, followers=followers)
 
@@ -157,7 +157,7 @@ def prune_as(
     config: PruneConfig,
     known: Known | None = None,
     *,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizers = None,
     followers: Iterable[nn.Module] = (),
 ) -> PruningResult:
     """:func:`prune` with the request as data.
@@ -242,7 +242,7 @@ def _proven(
 def _carried_out(
     module: nn.Module,
     proven: _Proven,
-    optimizer: torch.optim.Optimizer | None,
+    optimizer: Optimizers,
     followers: Iterable[nn.Module],
 ) -> PruningResult:
     graph, config, kept = proven.task.graph, proven.task.config, proven.solution.kept

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from quantrim.errors import ModelError
 from quantrim.modules import named_tensors
@@ -23,6 +24,8 @@ from quantrim.pruning.sizes import block_at, size_at, tell_sizes, write_size
 
 #: Positions kept of a tensor, by dimension.
 Kept = dict[int, Tensor]
+#: Who trains a module.
+Optimizers = torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None
 #: Old tensors with the new ones that stand for them, by the identity of the old.
 _Fresh = dict[int, tuple[Tensor, Tensor]]
 _LAST = torch.channels_last
@@ -51,7 +54,7 @@ def remove(
     module: nn.Module,
     removal: Removal,
     *,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizers = None,
     followers: Iterable[nn.Module] = (),
 ) -> None:
     """Take positions out of parameters and buffers.
@@ -62,8 +65,8 @@ def remove(
     Args:
         module: the model; changed in place.
         removal: positions by dimension of a tensor.
-        optimizer: gets the new parameters, and its state (momenta, ...) of them sliced alike; state of another
-            shape than its parameter is dropped, and starts anew.
+        optimizer: one or several; gets the new parameters, and its state (momenta, ...) of them sliced alike;
+            state of another shape than its parameter is dropped, and starts anew.
         followers: modules of the same structure, such as a moving average of the weights (torch's
             ``AveragedModel`` or timm's ``ModelEmaV3`` too); sliced alike.
 
@@ -71,19 +74,22 @@ def remove(
         ModelError: the removal does not fit the module.
     """
     modules = [module, *(unwrapped(one, removal) for one in followers)]
+    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
+    for each in optimizers:
+        _require_plain(each, module, removal)
     # all are checked before one is changed
     for one, kept, sizes in [(one, _kept(one, removal), _sizes_left(one, removal)) for one in modules]:
         tensors = named_tensors(one)
         fresh = _fresh(tensors, kept)
         _put(one, fresh)
-        if optimizer is not None:
-            _hand_over(optimizer, fresh, {id(tensors[name]): dims for name, dims in kept.items()})
+        for each in optimizers:
+            _hand_over(each, fresh, {id(tensors[name]): dims for name, dims in kept.items()})
         before = {id(new): old.shape for old, new in fresh.values()}
         for layer in one.modules():
             tell_sizes(layer, before)
         for path, size in sizes.items():
             write_size(one, path, size)
-        _drop(one, _blocks(one, removal), optimizer)
+        _drop(one, _blocks(one, removal), optimizers)
         for old, _ in fresh.values():
             if isinstance(old, nn.Parameter):
                 old.__class__ = Replaced
@@ -160,8 +166,10 @@ def _blocks(module: nn.Module, removal: Removal) -> dict[str, nn.Module]:
     return {path: block for path, block in found.items() if block is not None}
 
 
-def _drop(module: nn.Module, blocks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer | None) -> None:
-    """Put identities in the place of blocks, and take their parameters from the optimizer."""
+def _drop(
+    module: nn.Module, blocks: Mapping[str, nn.Module], optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
+    """Put identities in the place of blocks, and take their parameters from the optimizers."""
     if not blocks:
         return
     dropped = {id(block) for block in blocks.values()}
@@ -171,8 +179,8 @@ def _drop(module: nn.Module, blocks: Mapping[str, nn.Module], optimizer: torch.o
                 owner._modules[name] = nn.Identity().train(child.training)
     left = set(map(id, module.parameters()))
     gone = [one for block in blocks.values() for one in block.parameters() if id(one) not in left]
-    if optimizer is not None:
-        lost = set(map(id, gone))
+    lost = set(map(id, gone))
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["params"] = [one for one in group["params"] if id(one) not in lost]
         for one in gone:
@@ -192,6 +200,10 @@ def _fresh(tensors: Mapping[str, Tensor], kept: Mapping[str, Kept]) -> _Fresh:
         new.__dict__.update(old.__dict__)  # marks such as "no weight decay"
         if old.grad is not None:
             new.grad = _select(old.grad, dims)
+        for hook in (getattr(old, "_backward_hooks", None) or {}).values():
+            new.register_hook(hook)  # type: ignore[no-untyped-call]
+        for hook in (getattr(old, "_post_accumulate_grad_hooks", None) or {}).values():
+            new.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         fresh[id(old)] = (old, new)
     return fresh
 
@@ -204,6 +216,25 @@ def _put(module: nn.Module, fresh: _Fresh) -> None:
             for name, tensor in table.items():
                 if tensor is not None and id(tensor) in fresh:
                     table[name] = fresh[id(tensor)][1]
+
+
+def _require_plain(optimizer: torch.optim.Optimizer, module: nn.Module, removal: Removal) -> None:
+    """Refuse an optimizer that keeps parameters where new ones can't be put in their place.
+
+    Raises:
+        ModelError: it does.
+    """
+    tensors = named_tensors(module)
+    going = {id(tensors[member.tensor]) for member in removal if member.tensor in tensors}
+    if isinstance(optimizer, torch.optim.LBFGS):
+        return
+    for name, value in vars(optimizer).items():
+        if name not in ("param_groups", "state") and any(id(leaf) in going for leaf in tree_leaves(value)):
+            raise ModelError(
+                f"{type(optimizer).__name__} keeps parameters in {name!r} too, where they can't be replaced. "
+                "Prune without optimizer, and make a new one afterwards.",
+                field="optimizer",
+            )
 
 
 def _hand_over(optimizer: torch.optim.Optimizer, fresh: _Fresh, kept: Mapping[int, Kept]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from quantrim.pruning.config import as_paths
 from quantrim.pruning.cost.cost import full_widths, macs_model
 from quantrim.pruning.cost.solver import Limits, least_units
 from quantrim.pruning.groups.blocks import with_blocks
@@ -53,7 +54,7 @@ class Survey:
 
 
 def channel_groups(
-    module: nn.Module, example_inputs: Any, *, protect: Iterable[str] = (), check: bool = True
+    module: nn.Module, example_inputs: Any, *, protect: str | Iterable[str] = (), check: bool = True
 ) -> ChannelGraph:
     """Channel groups of a module, and what is frozen with the reason.
 
@@ -68,12 +69,12 @@ def channel_groups(
     """
     captures = captured(module, example_inputs)
     if not check:
-        return channel_graph(module, captures, protect=tuple(protect))
-    return prunable_graph(module, captures, Checker(module, example_inputs), protect=tuple(protect))
+        return channel_graph(module, captures, protect=as_paths(protect))
+    return prunable_graph(module, captures, Checker(module, example_inputs), protect=as_paths(protect))
 
 
 def survey(
-    module: nn.Module, example_inputs: Any, *, limits: Limits | None = None, protect: Iterable[str] = ()
+    module: nn.Module, example_inputs: Any, *, limits: Limits | None = None, protect: str | Iterable[str] = ()
 ) -> Survey:
     """Look before pruning: what is prunable, what is frozen and why, how far FLOPs can fall.
 
@@ -85,7 +86,7 @@ def survey(
     """
     limits = limits or Limits()
     checker = Checker(module, example_inputs)
-    graph = prunable_graph(module, captured(module, example_inputs), checker, protect=tuple(protect))
+    graph = prunable_graph(module, captured(module, example_inputs), checker, protect=as_paths(protect))
     graph = with_blocks(graph, checker) if limits.blocks else graph
     cost = macs_model(graph)
     least = least_units(graph.groups, limits)

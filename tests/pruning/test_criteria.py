@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quantrim.errors import ConfigError
-from quantrim.pruning import ChannelGroup, Examples, channel_groups, score
+from quantrim.pruning import ChannelGroup, Examples, channel_groups, prune, score
 
 
 class Tiny(nn.Module):
@@ -127,3 +127,25 @@ def test_unknown_criterion_and_missing_examples_are_refused(tiny):
         scores(tiny, "taylr")
     with pytest.raises(ConfigError, match="needs examples"):
         scores(tiny, "taylor")
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda module, batch: module(batch[0]).mean().item(), "gives float"),
+        (lambda module, batch: {"loss": module(batch[0]).mean()}, "gives dict"),
+        (lambda module, batch: module(batch[0]).mean().detach(), "without gradient"),
+    ],
+)
+def test_a_loss_without_gradient_is_refused_in_one_line(loss, words: str):
+    module = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)).eval()
+    images = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ConfigError, match=words) as refusal:
+        prune(module, images, ratio=0.3, criterion="taylor", examples=Examples([(images, images)], loss))
+    assert refusal.value.field == "examples"
+
+
+def test_a_protected_path_may_be_given_alone():
+    module = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 4, 3))
+    prune(module, torch.randn(1, 3, 9, 9), ratio=0.2, protect="0")
+    assert (module[0].out_channels, module[2].out_channels) == (16, 8)

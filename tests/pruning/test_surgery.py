@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from adversarial import CASES, EXAMPLE
-from torch import nn
+from torch import Tensor, nn
 
 from quantrim.errors import CheckpointError, ModelError, QuantrimError
 from quantrim.graph.from_torch import export_onnx
@@ -204,3 +204,57 @@ def test_a_plan_of_another_model_is_refused(tmp_path: Path):
 def test_a_removal_that_leaves_nothing_is_refused():
     with pytest.raises(ModelError, match="at least one channel"):
         remove(built("flip"), {Member("stem.0.weight", 0): torch.arange(16).numpy()})
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(self.a(x).relu()).mean((2, 3)))
+
+
+def test_several_optimizers_and_their_schedules_go_on():
+    module = Small()
+    optimizers = [
+        torch.optim.SGD(module.a.parameters(), 0.1, momentum=0.9),
+        torch.optim.LBFGS(module.b.parameters()),
+    ]
+    schedule = torch.optim.lr_scheduler.StepLR(optimizers[0], 1)
+
+    def closure() -> Tensor:
+        module.zero_grad()
+        loss = module(EXAMPLE).square().mean()
+        loss.backward()
+        return loss
+
+    for one in optimizers:
+        one.step(closure)
+    prune(module, EXAMPLE, ratio=0.4, limits=ANY_WIDTH, optimizer=optimizers)
+    before = [module.a.weight.clone(), module.b.weight.clone()]
+    for one in optimizers:
+        one.step(closure)
+    schedule.step()
+    assert not any(
+        torch.equal(one, other.weight) for one, other in zip(before, (module.a, module.b), strict=True)
+    )
+
+
+def test_an_optimizer_that_keeps_parameters_elsewhere_is_refused_before_anything_changes():
+    module = Small()
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    optimizer.order = [list(module.parameters())]
+    shapes = [value.shape for value in module.parameters()]
+    with pytest.raises(ModelError, match="keeps parameters in 'order'"):
+        prune(module, EXAMPLE, ratio=0.4, limits=ANY_WIDTH, optimizer=optimizer)
+    assert [value.shape for value in module.parameters()] == shapes
+
+
+def test_hooks_of_parameters_stay():
+    module, seen = Small(), []
+    module.a.weight.register_hook(lambda gradient: seen.append("gradient"))
+    module.b.weight.register_post_accumulate_grad_hook(lambda parameter: seen.append(parameter.shape))
+    prune(module, EXAMPLE, ratio=0.4, limits=ANY_WIDTH)
+    module(EXAMPLE).sum().backward()
+    assert seen == [module.b.weight.shape, "gradient"]

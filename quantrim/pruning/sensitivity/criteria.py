@@ -173,7 +173,7 @@ def _from_gradients(
             parameter.requires_grad_(True)
         with in_mode(module, training=False):
             for sample in examples.samples():
-                loss = examples.loss(module, sample)
+                loss = _scalar(examples.loss(module, sample))
                 gradients = torch.autograd.grad(loss, list(wanted), allow_unused=True)
                 products = {
                     id(p): (p.detach() * g).double().cpu()
@@ -191,6 +191,22 @@ def _from_gradients(
     if not count:
         raise ConfigError("a criterion that needs gradients got no batch; pass at least one.")
     return {name: total / count for name, total in totals.items()}
+
+
+def _scalar(loss: Any) -> Tensor:
+    """What the examples' loss gave, as one number with a gradient.
+
+    Raises:
+        ConfigError: it is nothing that gradients flow from.
+    """
+    if isinstance(loss, Tensor) and loss.requires_grad:
+        return loss.mean()
+    given = "a tensor without gradient" if isinstance(loss, Tensor) else type(loss).__name__
+    raise ConfigError(
+        f"the loss of examples gives {given}. Return a tensor that gradients flow from, such as "
+        "cross_entropy(module(inputs), labels).",
+        field="examples",
+    )
 
 
 def _change(group: ChannelGroup, products: dict[str, Tensor]) -> Scores:
