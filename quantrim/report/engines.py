@@ -22,13 +22,13 @@ def engine_name(word: str) -> str:
     return NAMES.get(word, word)
 
 
-def engine_sections(result: Mapping[str, Any]) -> list[Section]:
-    """One card for each engine of a result."""
+def engine_sections(result: Mapping[str, Any], said: str = "") -> list[Section]:
+    """One card for each engine of a result; a good headline that the page has ``said`` is not repeated."""
     flags = result["machine"]["flags"] if result.get("machine") else None
-    return [_engine(engine, result.get("target"), flags) for engine in result.get("engines", ())]
+    return [_engine(engine, result.get("target"), flags, said) for engine in result.get("engines", ())]
 
 
-def _engine(engine: Mapping[str, Any], target: str | None, flags: Sequence[str] | None) -> Section:
+def _engine(engine: Mapping[str, Any], target: str | None, flags: Sequence[str] | None, said: str) -> Section:
     times, verdict = engine["latency_ms"], engine["verdict"]
     rows = [
         Bar(words, times[name], name.partition("_")[0]) for name, words in RACERS.items() if times.get(name)
@@ -42,8 +42,10 @@ def _engine(engine: Mapping[str, Any], target: str | None, flags: Sequence[str] 
     advice = None
     if hints:
         advice = paragraph(f"{recommendation(times)} What would help INT8:", "warn") + bullets(hints)
+    faithful = engine.get("faithful", True)
+    first = paragraph(engine["headline"], "headline" if faithful else "headline warn")
     body = joined(
-        paragraph(engine["headline"], "headline" if engine.get("faithful", True) else "headline warn"),
+        None if faithful and engine["headline"] == said else first,
         *_judged(engine),
         bars(rows, "ms"),
         advice,

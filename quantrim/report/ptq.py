@@ -14,7 +14,7 @@ from quantrim.report.engines import (
     picture_sections,
     training_section,
 )
-from quantrim.report.html import Section, View, facts, joined, paragraph, table, tile, tiles
+from quantrim.report.html import Section, View, facts, joined, paragraph, percent, table, tile, tiles
 
 _HISTOGRAMS = 24
 
@@ -23,8 +23,10 @@ def view(result: Mapping[str, Any]) -> View:
     """Sections of a result of post-training quantization; those without data are left out."""
     engines = result.get("engines", ())
     training = training_section("Training", result.get("training", ()), "mIoU", None)
+    headline = engines[0]["headline"] if engines else "Quantized; no engine was asked."
     sections = [
-        *engine_sections(result),
+        *([_glance(result)] if engines else []),
+        *engine_sections(result, said=headline),
         _file(result),
         *_accuracy(result.get("accuracy", ()), result.get("metric", "mIoU")),
         *picture_sections(result),
@@ -33,8 +35,26 @@ def view(result: Mapping[str, Any]) -> View:
         *layer_sections(result.get("layers", ())),
         *_histograms(result.get("histograms", ())),
     ]
-    headline = engines[0]["headline"] if engines else "Quantized; no engine was asked."
     return View(headline, tuple(sections))
+
+
+def _glance(result: Mapping[str, Any]) -> Section:
+    """Accuracy beside speed, an engine after the other, then the size."""
+    told = []
+    metric = result.get("metric")
+    if isinstance(metric, Mapping):
+        told.append(("metric, points of 100", f"{metric['fp32']:.2f} → {metric['int8']:.2f}"))
+    for one in result["engines"]:
+        scores = one.get("judgement", {}).get("scores", ())
+        least = min(scores, key=lambda score: score["value"], default=None)
+        name = engine_name(one["verdict"]["engine"])
+        if least is not None:
+            told.append((f"{name}: {least['name']}", percent(least["value"])))
+        times = one["latency_ms"]
+        told.append((f"{name}: FP32 → INT8", f"{times['fp32']:.2f} → {times['int8']:.2f} ms"))
+    sizes = result["size_mb"]
+    told.append(("size", f"{sizes['fp32']:.2f} → {sizes['int8']:.2f} MB"))
+    return Section("At a glance", facts(told), wide=True)
 
 
 def _file(result: Mapping[str, Any]) -> Section:

@@ -145,7 +145,7 @@ def test_what_stands_in_a_result_is_escaped(bench_value, tmp_path):
     "value", [{}, [], [1], {"command": "sing"}, {"command": "export", "output": "x"}, [{"model": "x"}]]
 )
 def test_json_of_no_known_verb_is_one_clear_error(value, tmp_path):
-    with pytest.raises(DataError, match="not a result of ptq, qat, prune, compress, bench, inspect"):
+    with pytest.raises(DataError, match="not a result of ptq, qat, prune, compress, bench"):
         write_report(tmp_path / "p.html", "t", value)
     assert not list(tmp_path.iterdir())
 
@@ -227,3 +227,12 @@ def test_quantized_files_of_one_page_stand_side_by_side(ptq_value, bench_value, 
     assert "another.onnx" in text
     write_report(tmp_path / "one.html", "one", ptq_value, bench_value)
     assert "Side by side" not in (tmp_path / "one.html").read_text()
+
+
+def test_accuracy_stands_beside_speed_and_no_headline_twice(ptq_value, tmp_path):
+    write_report(tmp_path / "p.html", "t", ptq_value | {"metric": {"fp32": 91.0, "int8": 90.5}})
+    text = (tmp_path / "p.html").read_text()
+    assert "91.00 → 90.50" in text
+    assert text.count(ptq_value["engines"][0]["headline"]) == 1
+    glance = text.index("At a glance")
+    assert glance < text.index(" ms</dd>") < text.index("Signal to") if "Signal to" in text else True
