@@ -31,6 +31,20 @@ StdOption = Annotated[str | None, typer.Option(help="Std per channel; ImageNet's
 FitOption = Annotated[str | None, typer.Option(help="crop (default) or stretch.")]
 
 
+ImageFileOption = Annotated[
+    Path | None,
+    typer.Option(help="Also write this .onnx: uint8 image (N, H, W, C) in, mean and std inside, classes out."),
+]
+
+
+def image_file_told(model: Path, output: Path, prepared: Path | ImagePreprocess) -> str:
+    """Write the file of ``--image-file``, and one sentence that says what it takes."""
+    from quantrim.recipes.image_file import write_image_file
+
+    shape = "x".join("any" if size == 0 else str(size) for size in write_image_file(model, output, prepared))
+    return f"{output}: the same for uint8 images {shape}, with mean and std inside."
+
+
 def is_config(data: Path) -> bool:
     """Whether ``--data`` names a YAML configuration."""
     return data.suffix in _CONFIGS

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from quantrim.cli.calibration import ImageFileOption, image_file_told
 from quantrim.cli.options import (
     TUNE_SECONDS,
     ConfigOption,
@@ -44,6 +45,7 @@ def export(
         list[str] | None, typer.Option(help="With --tune: engine to be fast on; those installed.")
     ] = None,
     threads: ThreadsOption = 1,
+    image_file: ImageFileOption = None,
     without_argmax: Annotated[bool, typer.Option("--without-argmax", help="The same as none.")] = False,
     with_softmax: Annotated[bool, typer.Option("--with-softmax", help="The same as softmax.")] = False,
     opset: Annotated[int, typer.Option(help="ONNX opset.")] = 18,
@@ -76,6 +78,8 @@ def export(
     if tune:
         tuning = tuned_file(console, path, engine, parse_shape(input_shape), threads, tune_seconds)
         note_precision(path)
+    if image_file is not None:
+        console.print(image_file_told(path, image_file, path.with_name("deploy.yaml")), markup=False)
     size = size_mb(path)
     console.print(
         f"{path}: {size:.2f} MB, largest difference from torch {difference:.1e}; "

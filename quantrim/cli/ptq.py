@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -15,9 +15,11 @@ from rich.table import Table
 from quantrim.cli.calibration import (
     DeployOption,
     FitOption,
+    ImageFileOption,
     MeanOption,
     StdOption,
     chosen_deploy,
+    image_file_told,
     is_config,
     is_detector_file,
     judging_samples,
@@ -47,6 +49,7 @@ from quantrim.recipes.deploy import carried
 if TYPE_CHECKING:
     from quantrim.engines import Session
     from quantrim.engines.trial import EngineResult
+    from quantrim.graph.feeds import ImagePreprocess
     from quantrim.post_training import PtqResult
 
 
@@ -100,6 +103,7 @@ def ptq(
     std: StdOption = None,
     fit: FitOption = None,
     input_shape: InputShapeOption = None,
+    image_file: ImageFileOption = None,
     engine: Annotated[list[str] | None, typer.Option(help="Engine to ask; those of the target.")] = None,
     threads: ThreadsOption = 1,
     tune: TuneOption = False,
@@ -174,6 +178,9 @@ def ptq(
         console.print(prepared_by(data, deploy, preprocess), markup=False)
     if result.faithful and deploy is not None and (told := carried(model, deploy, output)):
         console.print(told, markup=False)
+    if image_file is not None:
+        prepared = deploy if deploy is not None else cast("ImagePreprocess", preprocess)
+        console.print(image_file_told(Path(result.output), image_file, prepared), markup=False)
     emit_json(result.to_json(), json_target, record_of(result.output, "ptq"))
     if not result.faithful:
         raise typer.Exit(UNFAITHFUL)

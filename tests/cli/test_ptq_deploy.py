@@ -163,3 +163,10 @@ def test_tuning_a_file_again_renews_the_precision_beside_it(tmp_path, residual_o
         note_precision(path)
         assert section(deploy).get("precision", "f32") == asked
     assert yaml.safe_load(before) == yaml.safe_load(deploy.read_text())
+
+
+def test_the_file_for_uint8_images_is_written_beside(model, photos, tmp_path):
+    write_deploy(model.parent)
+    told = ptq(model, tmp_path / "out" / "int8.onnx", photos, "--image-file", str(tmp_path / "image.onnx"))
+    assert "image.onnx: the same for uint8 images" in told
+    assert str(read_onnx(tmp_path / "image.onnx").graph.inputs[0].dtype) == "UINT8"
