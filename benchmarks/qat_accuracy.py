@@ -1,17 +1,18 @@
-"""Accuracy of FP32, PTQ and quantization-aware training, in simulation and on ONNX Runtime.
+"""Accuracy of FP32, PTQ and quantization-aware training, in simulation and on the engines, peers beside us.
 
-    python benchmarks/qat_accuracy.py --cache results.json [--nets mobilenet_v1,resnet18] [--seeds 0,1,2]
-    python benchmarks/qat_accuracy.py --cache results.json --table
+    python benchmarks/qat_accuracy.py --cache FILE.json [--nets resnet18,...] [--kinds lsq,...] [--seeds 0,1,2]
+    python benchmarks/qat_accuracy.py --cache FILE.json --table
 
-Classifiers learn Fashion-MNIST (28x28, all 60,000 + 10,000 images); BiSeNetV2 learns the embedded
-optic-disc set (mIoU). Every run is cached in the JSON file, so the table can be made in pieces. "FP32 +"
-is the float model trained on for the same steps and rate as QAT: what QAT is to be compared with.
+Classifiers learn Fashion-MNIST (28x28, all 60,000 + 10,000 images); BiSeNetV2 learns the generated optic-disc
+set (mIoU). FP32 is trained once a network, and its weights stand in a folder beside the JSON file; every
+scheme is fine-tuned from there with the same data, steps and rates, and the seed is that of fine-tuning. Each
+finished cell is kept in the JSON file, so the table can be made in pieces. "fp32+" is the float model trained
+on for the same steps and rate: what QAT is to be compared with. torchao and Brevitas: see qat_peers.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import gzip
 import json
 import tempfile
@@ -22,19 +23,26 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
+import qat_peers
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock
 
+from quantrim.engines import EngineName, open_session
 from quantrim.engines.machine import describe_machine
 from quantrim.files import write_json
 from quantrim.qat import QAT, method
 from quantrim.vision.data.optic_disc import OpticDiscImages
-from quantrim.vision.models import BiSeNetV2, MobileNetV1
+from quantrim.vision.models import BiSeNetV2
 
 METHODS = ("default", "pact", "lsq")
+PEERS = ("torchao", "brevitas")
+KINDS = ("ptq", *METHODS, *PEERS)
+#: Nothing is random in them.
+UNSEEDED = ("fp32", "ptq")
 BITS = (8, 4)
 
 
@@ -45,9 +53,12 @@ class Task:
     Attributes:
         build: makes the network.
         data: (images, labels) of "train" and "val".
-        steps: FP32 optimizer steps, and QAT steps.
-        rate: FP32 learning rate; QAT takes a twentieth.
+        steps: FP32 optimizer steps, and those of fine-tuning.
+        rate: FP32 learning rate; fine-tuning takes a twentieth.
         batch: images a step.
+        decay: weight decay.
+        adam: AdamW instead of SGD with momentum.
+        goal: metric that FP32 must reach, in percent.
     """
 
     build: Callable[[], nn.Module]
@@ -55,6 +66,9 @@ class Task:
     steps: tuple[int, int]
     rate: float
     batch: int
+    decay: float = 5e-4
+    adam: bool = False
+    goal: float = 0.0
 
 
 @lru_cache
@@ -79,23 +93,43 @@ def optic_disc(split: str, size: int = 128) -> tuple[Tensor, Tensor]:
     return torch.from_numpy((images - 127.5) / 127.5), torch.from_numpy(masks)
 
 
+def resnet18(width: int = 32) -> nn.Module:
+    """torchvision's ResNet-18 of half width; its stem keeps 28x28, the max pool halves it."""
+    net = torchvision.models.ResNet(BasicBlock, [2, 2, 2, 2], num_classes=10)
+    net.inplanes, net.conv1, net.bn1 = width, nn.Conv2d(1, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+    for index, stride in enumerate((1, 2, 2, 2)):
+        setattr(net, f"layer{index + 1}", net._make_layer(BasicBlock, width * 2**index, 2, stride))
+    net.fc = nn.Linear(8 * width, 10)
+    return net
+
+
 def mobilenet_v2() -> nn.Module:
+    """torchvision's MobileNetV2 of half width; the stem halves 28x28, the next stage doesn't."""
     net = torchvision.models.mobilenet_v2(weights=None, num_classes=10, width_mult=0.5)
-    net.features[0][0] = nn.Conv2d(1, 16, 3, 2, 1, bias=False)  # grey pictures
+    net.features[0][0] = nn.Conv2d(1, 16, 3, 2, 1, bias=False)
+    net.features[2].conv[1][0].stride = (1, 1)
     return net
 
 
-def resnet18() -> nn.Module:
-    net = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2], num_classes=10)
-    net.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+def mobilenet_v3() -> nn.Module:
+    """torchvision's MobileNetV3-small; its stem keeps 28x28."""
+    net = torchvision.models.mobilenet_v3_small(weights=None, num_classes=10)
+    net.features[0][0] = nn.Conv2d(1, 16, 3, 1, 1, bias=False)
     return net
+
+
+def vit_tiny() -> nn.Module:
+    """timm's ViT of tiny width (192, 3 heads), 4 blocks deep, patches of 7x7."""
+    sizes = {"img_size": 28, "patch_size": 7, "embed_dim": 192, "depth": 4, "num_heads": 3}
+    return timm.models.VisionTransformer(in_chans=1, num_classes=10, **sizes)
 
 
 TASKS = {
-    "mobilenet_v1": Task(lambda: MobileNetV1(10, 0.25, 1, small_input=True), fashion, (600, 150), 0.1, 128),
-    "mobilenet_v2": Task(mobilenet_v2, fashion, (600, 150), 0.1, 128),
-    "resnet18": Task(resnet18, fashion, (300, 60), 0.05, 64),
-    "bisenetv2": Task(lambda: BiSeNetV2(2), optic_disc, (250, 60), 0.05, 8),
+    "resnet18": Task(resnet18, fashion, (2400, 150), 0.1, 128, goal=92.5),
+    "mobilenet_v2": Task(mobilenet_v2, fashion, (2800, 150), 0.1, 128, goal=92.0),
+    "mobilenet_v3_small": Task(mobilenet_v3, fashion, (2800, 150), 0.1, 128, goal=91.0),
+    "vit_tiny": Task(vit_tiny, fashion, (4200, 150), 1e-3, 128, 0.05, adam=True, goal=90.0),
+    "bisenetv2": Task(lambda: BiSeNetV2(2), optic_disc, (250, 60), 0.05, 8, 1e-4),
 }
 
 
@@ -117,23 +151,31 @@ def batches(data: tuple[Tensor, Tensor], size: int, steps: int, seed: int) -> It
 
 def loss_of(outputs: Tensor | list[Tensor], labels: Tensor) -> Tensor:
     heads = outputs if isinstance(outputs, list) else [outputs]
-    return torch.stack([F.cross_entropy(logits, labels) for logits in heads]).sum()
+    return torch.stack([F.cross_entropy(logits.float(), labels) for logits in heads]).sum()
 
 
 def fit(
-    task: Task, net: nn.Module, groups: list[dict], steps: int, rate: float, seed: int, qat: QAT | None = None
-) -> None:
-    optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9)
+    task: Task, net: nn.Module, groups: list[dict], steps: int, rate: float, seed: int,
+    begin_step: Callable[[int], None] | None = None, fast: bool = False,
+) -> None:  # fmt: skip
+    """Train by one cycle; ``fast`` under bfloat16 autocast."""
+    optimizer = (
+        torch.optim.AdamW(groups, lr=rate)
+        if task.adam
+        else torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=steps, pct_start=0.1,
         cycle_momentum=False,
     )  # fmt: skip
     net.train()
     for step, (images, labels) in enumerate(batches(task.data("train"), task.batch, steps, seed)):
-        if qat is not None:
-            qat.advance(step)
+        if begin_step is not None:
+            begin_step(step)
         optimizer.zero_grad()
-        loss_of(net(images), labels).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            outputs = net(images.contiguous(memory_format=torch.channels_last))
+        loss_of(outputs, labels).backward()
         optimizer.step()
         schedule.step()
 
@@ -150,78 +192,111 @@ def score(task: Task, predict: Callable[[Tensor], Tensor]) -> float:
     return 100 * float(np.mean([a / b for a, b in zip(shared, unions, strict=True)]))
 
 
-def in_torch(net: nn.Module) -> Callable[[Tensor], Tensor]:
-    net.eval()
+def in_torch(net: nn.Module, switch: Callable[[bool], object] | None = None) -> Callable[[Tensor], Tensor]:
+    (switch or net.train)(False)
 
     def predict(images: Tensor) -> Tensor:
         with torch.no_grad():
-            outputs = net(images)
+            outputs = net(images.contiguous(memory_format=torch.channels_last))
         return outputs[0] if isinstance(outputs, list) else outputs
 
     return predict
 
 
-def on_engine(path: Path) -> Callable[[Tensor], Tensor]:
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+def on_engine(path: Path, engine: EngineName) -> Callable[[Tensor], Tensor]:
+    session = open_session(path, engine)
+    feed, result = session.inputs[0].name, session.outputs[0].name
+    return lambda images: torch.from_numpy(session.run({feed: images.numpy()})[result])
 
 
-def float_model(name: str, seed: int, folder: Path) -> nn.Module:
+def float_model(name: str, folder: Path) -> nn.Module:
     """The trained FP32 network, from ``folder`` where it has been trained before."""
-    task, path = TASKS[name], folder / f"{name}-{seed}.pt"
-    torch.manual_seed(seed)
-    net = task.build()
+    task, path = TASKS[name], folder / f"{name}.pt"
+    torch.manual_seed(0)
+    net = task.build().to(memory_format=torch.channels_last)
     if path.exists():
         net.load_state_dict(torch.load(path, weights_only=True))
         return net
-    fit(task, net, [{"params": list(net.parameters()), "weight_decay": 1e-4}], task.steps[0], task.rate, seed)
+    fast = name in ("resnet18", "vit_tiny")  # depthwise convolutions are slower in bfloat16
+    fit(task, net, plain_groups(task, net), task.steps[0], task.rate, 0, fast=fast)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(net.state_dict(), path)
     return net
 
 
-def run(name: str, seed: int, kind: str, bits: int, folder: Path) -> dict[str, float]:
-    """One cell of the table: accuracy in simulation, and on the engine for 8 bits."""
+def plain_groups(task: Task, net: nn.Module) -> list[dict]:
+    """Parameters with weight decay, and vectors without."""
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": task.decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def run(name: str, kind: str, bits: int, seed: int, folder: Path) -> dict[str, float]:
+    """One cell of the table: accuracy in simulation, and on the engines for 8 bits."""
     task = TASKS[name]
-    net = copy.deepcopy(float_model(name, seed, folder))
+    net = float_model(name, folder)
     rate, steps = task.rate / 20, task.steps[1]
     if kind == "fp32":
         return {"simulated": score(task, in_torch(net))}
     if kind == "fp32+":
-        fit(task, net, [{"params": list(net.parameters()), "weight_decay": 1e-4}], steps, rate, seed + 100)
+        fit(task, net, plain_groups(task, net), steps, rate, seed + 100)
         return {"simulated": score(task, in_torch(net))}
-    images = task.data("train")[0]
+    if kind in PEERS:
+        return _peer(task, kind, net, bits, seed)
     chosen = "default" if kind == "ptq" else kind
     config = method(chosen, weight_bits=bits, activation_bits=bits, freeze_ranges_at=steps * 3 // 4)
-    qat = QAT(net, images[:2], config=config)
-    qat.calibrate([images[start : start + 8] for start in range(0, 96, 8)])
+    qat = QAT(net, task.data("train")[0][:2], config=config)
+    qat.calibrate(_calibration(task))
     if kind != "ptq":
-        fit(task, net, qat.parameter_groups(rate, 1e-4), steps, rate, seed + 100, qat)
+        fit(task, net, qat.parameter_groups(rate, task.decay), steps, rate, seed + 100, qat.advance)
     result = {"simulated": score(task, in_torch(net))}
-    if bits == 8:
-        with tempfile.TemporaryDirectory() as temporary:
-            exported = qat.export(Path(temporary) / "int8.onnx", images[:4])
-            result["engine"] = score(task, on_engine(exported.path))
-            result["equal_codes"] = exported.agreement.share
-    return result
+    return result if bits != 8 else result | _on_engines(task, qat)
 
 
-def cells() -> Iterator[tuple[str, int]]:
-    yield from (("fp32", 32), ("fp32+", 32))
-    yield from ((kind, bits) for bits in BITS for kind in ("ptq", *METHODS))
+def _on_engines(task: Task, qat: QAT) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as temporary:
+        exported = qat.export(Path(temporary) / "int8.onnx", task.data("train")[0][:4])
+        found = {
+            engine: score(task, on_engine(exported.path, engine)) for engine in ("onnxruntime", "openvino")
+        }
+    return found | {"equal_codes": exported.agreement.share}
+
+
+def _peer(task: Task, kind: str, net: nn.Module, bits: int, seed: int) -> dict[str, float]:
+    """A peer's quantizers in the same loop: the same calibration, data, rate and number of steps."""
+    prepared, switch = getattr(qat_peers, kind)(net, task.data("train")[0][:2], bits)
+    qat_peers.calibrate(kind, prepared, switch, _calibration(task))
+    switch(True)
+    fit(task, prepared, plain_groups(task, prepared), task.steps[1], task.rate / 20, seed + 100)
+    switch(False)
+    return {"simulated": score(task, in_torch(prepared, switch))}
+
+
+def _calibration(task: Task) -> list[Tensor]:
+    images = task.data("train")[0]
+    return [images[start : start + 8] for start in range(0, 96, 8)]
+
+
+def cells() -> list[tuple[str, int]]:
+    """(method, bits) of one seed; where nothing is random there is seed 0 only."""
+    methods = ("ptq", *METHODS, *filter(qat_peers.available, PEERS))
+    return [("fp32", 32), ("fp32+", 32), *((kind, bits) for bits in BITS for kind in methods)]
 
 
 def table(cache: dict[str, dict[str, float]]) -> str:
     """Markdown: mean and standard deviation over the seeds that are there."""
-    lines = ["| net | bits | method | simulated | on ONNX Runtime | runs |", "|---|---|---|---|---|---|"]
+    columns = ("simulated", "onnxruntime", "openvino")
+    lines = [
+        "| net | bits | method | simulated | ONNX Runtime | OpenVINO | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name in TASKS:
-        for kind, bits in cells():
+        for kind, bits in [("fp32", 32), ("fp32+", 32), *((k, b) for b in BITS for k in KINDS)]:
             found = [cache[key] for key in sorted(cache) if key.rsplit("/", 1)[0] == f"{name}/{kind}/{bits}"]
             if found:
-                shown = " | ".join(
-                    _spread([one[key] for one in found if key in one]) for key in ("simulated", "engine")
-                )
+                shown = " | ".join(_spread([one[key] for one in found if key in one]) for key in columns)
                 width = "FP32" if bits == 32 else f"W{bits}A{bits}"
                 lines.append(f"| {name} | {width} | {kind} | {shown} | {len(found)} |")
     shares = [one["equal_codes"] for one in cache.values() if "equal_codes" in one]
@@ -233,28 +308,29 @@ def table(cache: dict[str, dict[str, float]]) -> str:
 def _spread(values: list[float]) -> str:
     if not values:
         return "-"
-    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.2f}"
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="JSON file of finished runs")
     parser.add_argument("--nets", default=",".join(TASKS))
+    parser.add_argument("--kinds", default=",".join(("fp32", "fp32+", *KINDS)))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--table", action="store_true", help="print what is there and train nothing")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     cache = json.loads(arguments.cache.read_text()) if arguments.cache.exists() else {}
-    if not arguments.table:
-        for seed in map(int, arguments.seeds.split(",")):
-            for name in arguments.nets.split(","):
-                for kind, bits in cells():
-                    key = f"{name}/{kind}/{bits}/{seed}"
-                    if key in cache:
-                        continue
-                    start = time.perf_counter()
-                    cache[key] = run(name, seed, kind, bits, arguments.cache.with_suffix(".weights"))
-                    write_json(arguments.cache, cache)
-                    print(key, cache[key], f"{time.perf_counter() - start:.0f} s", flush=True)
+    for seed in [] if arguments.table else map(int, arguments.seeds.split(",")):
+        for name in arguments.nets.split(","):
+            for kind, bits in cells():
+                key = f"{name}/{kind}/{bits}/{seed}"
+                if key in cache or kind not in arguments.kinds.split(",") or (seed and kind in UNSEEDED):
+                    continue
+                start = time.perf_counter()
+                cache[key] = run(name, kind, bits, seed, arguments.cache.with_suffix(".weights"))
+                write_json(arguments.cache, cache)
+                print(key, cache[key], f"{time.perf_counter() - start:.0f} s", flush=True)
     print(describe_machine().to_json())
     print(table(cache))
 

@@ -21,6 +21,7 @@ from quantrim.qat.quantizers.activations import (
     codes_for,
 )
 from quantrim.qat.quantizers.fake_quantize import (
+    TRACE,
     FakeQuantOptions,
     _dot,
     clip,
@@ -134,6 +135,33 @@ def test_learned_step_has_the_gradients_of_the_papers_pseudo_code(shape: tuple[i
         grads.append((y.detach(), leaf.grad, scale.grad))
     for got, expected in zip(grads[1], grads[0], strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 255.0), (-128.0, 127.0), (-37.0, 218.0), (-8.0, 7.0)])
+def test_a_learned_step_that_keeps_its_result_alone_has_the_same_gradients(
+    low: float, high: float, reuse: bool
+):
+    torch.manual_seed(0)
+    x, weight, found = torch.randn(20_000), torch.randn(20_000), []
+    for leave in (FakeQuantOptions(), FakeQuantOptions(marked=True, reuse=reuse)):
+        leaf, scale = x.clone().requires_grad_(), torch.tensor(3.0 / (high - low), requires_grad=True)
+        offset = torch.tensor(0.0, requires_grad=True)
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
+        ):
+            y = learned_step(leaf * 1.0, scale, offset, low, high, 1.0, leave)
+        (y * weight).sum().backward()
+        found.append((y.detach() / scale.detach(), leaf.grad, scale.grad, offset.grad))
+    assert sum(count == x.numel() for count in kept) == 1  # nothing but what the next layer keeps anyway
+    plain, traced = found
+    assert (plain[0] - traced[0]).abs().max() < 0.5 * TRACE + 1e-4
+    assert torch.equal(traced[0].min(), plain[0].min())
+    assert torch.equal(traced[0].max(), plain[0].max())
+    assert torch.equal(plain[1], traced[1])
+    torch.testing.assert_close(traced[2], plain[2], rtol=2e-3, atol=1.0)
+    torch.testing.assert_close(traced[3], plain[3], rtol=1e-4, atol=1e-2)
 
 
 def test_learned_offset_has_the_gradients_of_lsq_plus():

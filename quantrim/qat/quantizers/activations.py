@@ -318,7 +318,7 @@ class LearnedStep(ActivationQuantizer):
         step = project(self.scale, SMALLEST_SCALE, self._largest) if torch.is_grad_enabled() else self._step()
         first, last = code_bounds(self.codes, self.qparams()[1])
         gain = (max(x.shape[1:].numel(), 1) * self.codes.high) ** -0.5
-        return learned_step(x, step, self.offset, first, last, gain)
+        return learned_step(x, step, self.offset, first, last, gain, leave)
 
 
 class LearnedClip(ActivationQuantizer):

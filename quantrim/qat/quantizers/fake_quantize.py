@@ -26,6 +26,9 @@ from torch import Tensor
 #: How far outside of the range a clipped value stands while training, in steps.
 MARK = 2.0**-12
 
+#: Share of a rounding error that stays in a value while a step is learned.
+TRACE = 2.0**-8
+
 
 @dataclass(frozen=True, slots=True)
 class FakeQuantOptions:
@@ -69,7 +72,13 @@ def straight_through(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def learned_step(
-    x: Tensor, scale: Tensor, offset: Tensor | None, low: Tensor | float, high: Tensor | float, gain: float
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor | None,
+    low: Tensor | float,
+    high: Tensor | float,
+    gain: float,
+    leave: FakeQuantOptions = FakeQuantOptions(),
 ) -> Tensor:
     """Quantize and dequantize with a trainable step size and, where given, a trainable offset.
 
@@ -83,8 +92,9 @@ def learned_step(
         low: smallest code minus zero point.
         high: largest code minus zero point.
         gain: factor on the gradients of scale and offset, 1 / sqrt(values * largest code).
+        leave: liberties that may be taken; ``marked`` leaves a trace of what rounding took in every value.
     """
-    return _LearnedStep.apply(x, scale, offset, low, high, gain)
+    return _LearnedStep.apply(x, scale, offset, low, high, gain, leave)
 
 
 def learned_clip(
@@ -235,37 +245,84 @@ class _Rounded(torch.autograd.Function):
 class _LearnedStep(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, offset: Tensor | None, low: Any, high: Any, gain: float
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        offset: Tensor | None,
+        low: Any,
+        high: Any,
+        gain: float,
+        leave: FakeQuantOptions,
     ) -> Tensor:
         scale = scale.detach()
-        if _scalar_path(x, scale):
+        ctx.low, ctx.high, ctx.offset, ctx.gain = low, high, offset is not None, gain
+        by_numbers = _scalar_path(x, scale)
+        ctx.traced = (
+            by_numbers and leave.marked and any(ctx.needs_input_grad) and float(high) - float(low) <= 255
+        )
+        if ctx.traced:
+            y = _traced(ctx, x, float(scale), float(low), float(high), leave)
+            ctx.save_for_backward(y, scale)
+            return y
+        if by_numbers:
             step = float(scale)
             y = torch.div(x, step).round_().clamp_(float(low), float(high)).mul_(step)
         else:
             y = _quantized(x, scale, low, high)
-        ctx.save_for_backward(x, y, scale)
-        ctx.low, ctx.high, ctx.offset, ctx.gain = low, high, offset is not None, gain
+        ctx.save_for_backward(y, scale, x)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, y, scale = ctx.saved_tensors
-        if _scalar_path(x, scale):
-            step = float(scale)
-            passed = torch.ops.aten.hardtanh_backward(grad, x, float(ctx.low) * step, float(ctx.high) * step)
-            inside = _inner(passed, x, scale)
+        y, scale, *rest = ctx.saved_tensors
+        if ctx.traced:
+            passed, step = _from_trace(ctx, grad, y, float(scale))
         else:
-            ratio = torch.div(x.float(), scale)
-            passed = _passed(grad, ratio, ctx.low, ctx.high)
-            # the ratio's memory serves once more: fresh memory costs more than a pass over old
-            inside = _total(ratio.mul_(passed), scale) * scale
-        step = (_inner(grad, y, scale) - inside) / scale
+            passed, step = _step_gradient(ctx, grad, rest[0], y, scale)
         if not ctx.offset:
-            return passed, step * ctx.gain, None, None, None, None
+            return passed, step * ctx.gain, None, None, None, None, None
         stopped = _total(grad, scale) - _total(passed, scale)
         # low = first code - zero point, so codes counted from the first one are codes - low
         step = step - ctx.low * stopped
-        return passed, step * ctx.gain, stopped * ctx.gain, None, None, None
+        return passed, step * ctx.gain, stopped * ctx.gain, None, None, None, None
+
+
+def _traced(ctx: Any, x: Tensor, step: float, first: float, last: float, leave: FakeQuantOptions) -> Tensor:
+    """Rounded values, each with a small share of what rounding took, so that nothing else need be kept.
+
+    The gradient of a step wants ``round(x / step) - x / step``, for which ``x`` would have to be kept beside
+    the result. Codes of eight bits leave 16 of a float32's 24 bits free: a value inside of the range stands
+    ``TRACE * (x / step - code)`` steps, at most a 512th, beside its code, and one that is clipped on it.
+    """
+    codes = x.div_(step) if leave.reuse else torch.div(x, step)
+    if leave.reuse:
+        ctx.mark_dirty(x)
+    return codes.lerp_(torch.round(codes), 1 - TRACE).clamp_(first, last).mul_(step)
+
+
+def _from_trace(ctx: Any, grad: Tensor, y: Tensor, step: float) -> tuple[Tensor, Tensor]:
+    """Gradients of values and step from what :func:`_traced` has made."""
+    first, last = float(ctx.low), float(ctx.high)
+    passed = torch.ops.aten.hardtanh_backward(grad, y, first * step, last * step)
+    clipped = (_dot(grad, y) - _dot(passed, y)) / step
+    # codes are shifted, so that none is negative, and by a half, so that each fraction lies around a half
+    shifted = torch.add(torch.tensor(0.5 - first), y, alpha=1 / step)
+    return passed, clipped - _dot(passed, shifted.frac_().sub_(0.5)) / TRACE
+
+
+def _step_gradient(ctx: Any, grad: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of values and step from the values before and after rounding."""
+    if _scalar_path(x, scale):
+        step = float(scale)
+        passed = torch.ops.aten.hardtanh_backward(grad, x, float(ctx.low) * step, float(ctx.high) * step)
+        return passed, (_inner(grad, y, scale) - _inner(passed, x, scale)) / scale
+    ratio = torch.div(x.float(), scale)
+    passed = _passed(grad, ratio, ctx.low, ctx.high)
+    if not grad.dtype == y.dtype == passed.dtype == torch.float32:
+        return passed, _total(grad * y, scale) / scale - _total(ratio * passed, scale)
+    # the ratio's memory serves once more: fresh memory costs more than a pass over old
+    products = torch.mul(grad, y, out=ratio).addcmul_(passed, x, value=-1)
+    return passed, _total(products, scale) / scale
 
 
 def _passed(grad: Tensor, ratio: Tensor, low: Any, high: Any) -> Tensor:
