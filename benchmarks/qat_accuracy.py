@@ -18,7 +18,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -93,10 +93,11 @@ def optic_disc(split: str, size: int = 128) -> tuple[Tensor, Tensor]:
     return torch.from_numpy((images - 127.5) / 127.5), torch.from_numpy(masks)
 
 
-def resnet18(width: int = 32) -> nn.Module:
-    """torchvision's ResNet-18 of half width; its stem keeps 28x28, the max pool halves it."""
+def resnet18(width: int = 16) -> nn.Module:
+    """torchvision's ResNet-18 of quarter width; its stem halves 28x28, without a max pool."""
     net = torchvision.models.ResNet(BasicBlock, [2, 2, 2, 2], num_classes=10)
-    net.inplanes, net.conv1, net.bn1 = width, nn.Conv2d(1, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+    net.inplanes, net.conv1, net.bn1 = width, nn.Conv2d(1, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width)
+    net.maxpool = nn.Identity()
     for index, stride in enumerate((1, 2, 2, 2)):
         setattr(net, f"layer{index + 1}", net._make_layer(BasicBlock, width * 2**index, 2, stride))
     net.fc = nn.Linear(8 * width, 10)
@@ -125,10 +126,10 @@ def vit_tiny() -> nn.Module:
 
 
 TASKS = {
-    "resnet18": Task(resnet18, fashion, (2400, 150), 0.1, 128, goal=92.5),
-    "mobilenet_v2": Task(mobilenet_v2, fashion, (2800, 150), 0.1, 128, goal=92.0),
-    "mobilenet_v3_small": Task(mobilenet_v3, fashion, (2800, 150), 0.1, 128, goal=91.0),
-    "vit_tiny": Task(vit_tiny, fashion, (4200, 150), 1e-3, 128, 0.05, adam=True, goal=90.0),
+    "resnet18": Task(resnet18, fashion, (2600, 60), 0.1, 128, goal=92.5),
+    "mobilenet_v2": Task(mobilenet_v2, fashion, (2600, 60), 0.1, 128, goal=92.0),
+    "mobilenet_v3_small": Task(mobilenet_v3, fashion, (2600, 60), 0.1, 128, goal=91.0),
+    "vit_tiny": Task(vit_tiny, fashion, (3500, 60), 1e-3, 128, 0.05, adam=True, goal=90.0),
     "bisenetv2": Task(lambda: BiSeNetV2(2), optic_disc, (250, 60), 0.05, 8, 1e-4),
 }
 
@@ -156,9 +157,9 @@ def loss_of(outputs: Tensor | list[Tensor], labels: Tensor) -> Tensor:
 
 def fit(
     task: Task, net: nn.Module, groups: list[dict], steps: int, rate: float, seed: int,
-    begin_step: Callable[[int], None] | None = None, fast: bool = False,
+    begin_step: Callable[[int], None] | None = None, fast: bool = False, kept: Path | None = None,
 ) -> None:  # fmt: skip
-    """Train by one cycle; ``fast`` under bfloat16 autocast."""
+    """Train by one cycle; ``fast`` under bfloat16 autocast; ``kept`` is a state to go on from when stopped."""
     optimizer = (
         torch.optim.AdamW(groups, lr=rate)
         if task.adam
@@ -169,7 +170,19 @@ def fit(
         cycle_momentum=False,
     )  # fmt: skip
     net.train()
+    start, parts = 0, {"net": net, "optimizer": optimizer, "schedule": schedule}
+    if kept is not None and kept.exists():
+        states = torch.load(kept, weights_only=True)
+        start = states.pop("step")
+        for name, state in states.items():
+            parts[name].load_state_dict(state)
     for step, (images, labels) in enumerate(batches(task.data("train"), task.batch, steps, seed)):
+        if step < start:
+            continue
+        if kept is not None and step > start and step % 100 == 0:
+            states = {name: part.state_dict() for name, part in parts.items()}
+            torch.save({"step": step, **states}, kept.with_suffix(".new"))
+            kept.with_suffix(".new").replace(kept)
         if begin_step is not None:
             begin_step(step)
         optimizer.zero_grad()
@@ -209,19 +222,27 @@ def on_engine(path: Path, engine: EngineName) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.from_numpy(session.run({feed: images.numpy()})[result])
 
 
-def float_model(name: str, folder: Path) -> nn.Module:
+def float_model(name: str, task: Task, folder: Path) -> nn.Module:
     """The trained FP32 network, from ``folder`` where it has been trained before."""
-    task, path = TASKS[name], folder / f"{name}.pt"
+    path = folder / f"{name}.pt"
     torch.manual_seed(0)
     net = task.build().to(memory_format=torch.channels_last)
     if path.exists():
         net.load_state_dict(torch.load(path, weights_only=True))
         return net
     fast = name in ("resnet18", "vit_tiny")  # depthwise convolutions are slower in bfloat16
-    fit(task, net, plain_groups(task, net), task.steps[0], task.rate, 0, fast=fast)
     folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / f"{name}.training"
+    fit(task, net, plain_groups(task, net), task.steps[0], task.rate, 0, fast=fast, kept=kept)
     torch.save(net.state_dict(), path)
+    kept.unlink(missing_ok=True)
     return net
+
+
+def shortened(task: Task, share: float) -> Task:
+    """A task of fewer steps."""
+    before, after = task.steps
+    return replace(task, steps=(max(1, round(share * before)), max(1, round(share * after))))
 
 
 def plain_groups(task: Task, net: nn.Module) -> list[dict]:
@@ -233,10 +254,8 @@ def plain_groups(task: Task, net: nn.Module) -> list[dict]:
     ]
 
 
-def run(name: str, kind: str, bits: int, seed: int, folder: Path) -> dict[str, float]:
+def run(task: Task, net: nn.Module, kind: str, bits: int, seed: int) -> dict[str, float]:
     """One cell of the table: accuracy in simulation, and on the engines for 8 bits."""
-    task = TASKS[name]
-    net = float_model(name, folder)
     rate, steps = task.rate / 20, task.steps[1]
     if kind == "fp32":
         return {"simulated": score(task, in_torch(net))}
@@ -317,21 +336,25 @@ def main() -> None:
     parser.add_argument("--nets", default=",".join(TASKS))
     parser.add_argument("--kinds", default=",".join(("fp32", "fp32+", *KINDS)))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--share", type=float, default=1.0, help="share of all steps, for a busy machine")
     parser.add_argument("--table", action="store_true", help="print what is there and train nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    folder = arguments.cache.with_suffix(".weights")
     cache = json.loads(arguments.cache.read_text()) if arguments.cache.exists() else {}
     for seed in [] if arguments.table else map(int, arguments.seeds.split(",")):
         for name in arguments.nets.split(","):
+            task = shortened(TASKS[name], arguments.share)
             for kind, bits in cells():
                 key = f"{name}/{kind}/{bits}/{seed}"
                 if key in cache or kind not in arguments.kinds.split(",") or (seed and kind in UNSEEDED):
                     continue
                 start = time.perf_counter()
-                cache[key] = run(name, kind, bits, seed, arguments.cache.with_suffix(".weights"))
+                cache[key] = run(task, float_model(name, task, folder), kind, bits, seed)
                 write_json(arguments.cache, cache)
                 print(key, cache[key], f"{time.perf_counter() - start:.0f} s", flush=True)
     print(describe_machine().to_json())
+    print(f"{arguments.share:.0%} of all steps")
     print(table(cache))
 
 

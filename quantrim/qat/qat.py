@@ -8,10 +8,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from quantrim.errors import CheckpointError, ConfigError, DataError, ModelError
@@ -132,7 +134,8 @@ class QAT:
             for args, kwargs in batches:
                 if count == limit:
                     break
-                self.module(*args, **kwargs)
+                with _batch_statistics(self.module, args, kwargs):
+                    self.module(*args, **kwargs)
                 count += 1
         if not count:
             raise DataError("calibration got no batch; pass at least one input of the model.")
@@ -304,6 +307,32 @@ def inputs_of(batch: Any, example: Arguments) -> Arguments:
             return inputs_of(first, example)
         return example_arguments(tuple(batch[: len(args)]) if args else batch)
     return example_arguments(batch)
+
+
+@contextmanager
+def _batch_statistics(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """BatchNorms that no batch has been through yet take a batch's own statistics, and keep none.
+
+    Their mean of 0 and variance of 1 say nothing about the data: ranges that are calibrated behind them would
+    clip nearly all that training sees. A batch of one sample leaves them alone.
+    """
+    first = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), None)
+    several = first is not None and first.dim() > 0 and first.shape[0] > 1
+    fresh = [inner for inner in module.modules() if several and _never_trained(inner)]
+    kept = [(inner.training, inner.momentum, inner.num_batches_tracked) for inner in fresh]
+    try:
+        for inner in fresh:
+            inner.training, inner.momentum, inner.num_batches_tracked = True, 0.0, None
+        yield
+    finally:
+        for inner, (training, momentum, count) in zip(fresh, kept, strict=True):
+            inner.training, inner.momentum, inner.num_batches_tracked = training, momentum, count
+
+
+def _never_trained(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    if not isinstance(module, _BatchNorm) or module.running_mean is None or module.running_var is None:
+        return False
+    return not bool(module.running_mean.any()) and bool((module.running_var == 1).all())
 
 
 def reached(iteration: int, start: int | None) -> bool:

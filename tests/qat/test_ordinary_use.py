@@ -417,3 +417,46 @@ def test_codes_in_the_file_are_those_of_onnx_runtime(tmp_path: Path):
     session = ort.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     got = session.run(None, {session.get_inputs()[0].name: X.numpy()})[0]
     torch.testing.assert_close(torch.from_numpy(got), qat.module.eval()(X).detach())
+
+
+def shrinking() -> nn.Sequential:
+    """Untrained BatchNorms behind small weights: in evaluation next to nothing comes out of them."""
+    net = small()
+    nn.init.normal_(net[0].weight, std=1e-4)
+    return net
+
+
+@pytest.mark.parametrize("name", ["default", "pact", "lsq"])
+def test_calibration_behind_untrained_batchnorms_sees_what_training_will_see(name: str):
+    x = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    plain = shrinking()
+    qat = QAT(shrinking(), x, config=method(name))
+    qat.calibrate([x])
+    before = {key: value.clone() for key, value in plain.state_dict().items()}
+    assert all(torch.equal(qat.module.state_dict()[key], value) for key, value in before.items())
+    assert qat.module[1].momentum == 0.1
+    norms = []
+    for net in (plain, qat.module):
+        step(net, x)
+        norms.append(float(nn.utils.get_total_norm([p.grad for p in net[:2].parameters()])))
+    assert norms[1] == pytest.approx(norms[0], rel=0.1)
+
+
+def test_calibration_keeps_the_statistics_of_trained_batchnorms():
+    net = small()
+    step(net)
+    trained = net.state_dict()["1.running_var"].clone()
+    qat = QAT(net.eval(), X)
+    qat.calibrate([X])
+    with torch.no_grad():
+        high = float(F.relu(net[1](F.conv2d(X, net[0].weight, net[0].bias))).amax())
+    assert torch.equal(net[1].running_var, trained)
+    ranges = [float(q.bounds()[1]) for q in qat.quantizers.values()]
+    assert any(end == pytest.approx(high, rel=0.2) for end in ranges)
+
+
+def test_a_diverged_module_is_not_exported(tmp_path: Path):
+    qat = QAT(small(), X)
+    qat.module[1].running_var.fill_(float("inf"))
+    with pytest.raises(ModelError, match=r"'1.running_var' holds values that are NaN or infinite"):
+        qat.export(tmp_path / "net.onnx")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantrim.errors import ModelError
 from quantrim.files import size_mb
@@ -85,6 +85,7 @@ def export_int8(
 ) -> ExportResult:
     """See :meth:`quantrim.qat.QAT.export`."""
     args, kwargs = example
+    _require_finite(live.module)
     taken = TakeWeights(live.quantizers)
     with live.evaluating(taken):
         count = len(_flatten(live.module(*args, **kwargs)))
@@ -121,11 +122,20 @@ def _save_asked(
     return answers
 
 
+def _require_finite(module: nn.Module) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"{name!r} holds values that are NaN or infinite: training has diverged. Load an earlier state."
+            )
+
+
 def _require_agreement(compared: CodeAgreement, path: str | Path) -> None:
     if compared.beyond_edge:
         raise ModelError(
             f"{path}: {compared.beyond_edge} of {compared.codes} codes differ from the trained module, most of "
-            f"them in {compared.worst_tensor!r}. Please report the model and its torch version."
+            f"them in {compared.worst_tensor!r}. If its BatchNorm has statistics far from those of others, "
+            "training has diverged: load an earlier state. Else please report the model and its torch version."
         )
     if not compared.output_difference <= OUTPUT_TOLERANCE:
         raise ModelError(
