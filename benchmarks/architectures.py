@@ -33,10 +33,11 @@ from torch import nn
 from zoo import _SsdBody
 
 from quantrim.engines import EngineName, open_session
+from quantrim.engines.bench import interleaved
 from quantrim.engines.compare import compare
 from quantrim.engines.machine import describe_machine
-from quantrim.engines.race import race
-from quantrim.errors import QuantrimError
+from quantrim.engines.race import computes_in_bf16
+from quantrim.engines.verdict import judge
 from quantrim.graph import graph_from_onnx, read_onnx
 from quantrim.graph.from_torch import export_onnx
 from quantrim.graph.ops import PRODUCT_OPS
@@ -95,7 +96,7 @@ LAST = (
     *("xception41", "cait_xxs24_224", "focalnet_tiny_srf", "coat_tiny"),
 )
 #: Steps of training, images of a step, and crops that are trained on.
-_STEPS, _BATCH, _CROPS = 40, 12, 96
+_STEPS, _BATCH, _CROPS = 30, 12, 96
 #: Side of the crops of training where a model takes every size.
 _SCHOOL = 64
 
@@ -231,66 +232,64 @@ def rows_of(name: str, images: np.ndarray, count: int, *, peers: bool) -> Iterat
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         source = exported(name, folder, images.shape[-1])
-        peers_files = dict(_peer_files(source, folder, calibration)) if peers else {}
-        engines: tuple[EngineName, ...] = ("openvino", "onnxruntime")
-        for engine in engines:
-            yield {
-                "quantizer": "quantrim",
-                "engine": engine,
-                **_ours(source, folder, engine, calibration, judged),
-            }
-            for peer, file in peers_files.items():
-                if engine in PEERS[peer][1]:
-                    yield {"quantizer": peer, "engine": engine, **_asked(source, file, engine, judged)}
+        for quantizer, (make, engines) in QUANTIZERS.items():
+            if not (peers or quantizer.startswith("quantrim")):
+                continue
+            start = time.perf_counter()
+            try:
+                file: Path | str = make(source, folder, calibration)
+            except Exception as error:  # a peer may fail in any way; that is a result
+                file = _line(error)
+            seconds = time.perf_counter() - start
+            for engine in engines:
+                yield {"quantizer": quantizer.split()[0], "engine": engine, "seconds": seconds,
+                       **_asked(source, file, engine, judged)}  # fmt: skip
 
 
-def _ours(
-    source: Path, folder: Path, engine: EngineName, calibration: np.ndarray, judged: np.ndarray
-) -> dict[str, Any]:
-    """What `ptq` says of its own file, and the independent count."""
-    start = time.perf_counter()
-    try:
-        result = ptq(source, calibration, folder / "q.onnx", target=engine, judge_data=judged)
-    except (QuantrimError, RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
-        return {"failed": _line(error)}
-    one = result.engines[0]
-    return {
-        **_ruling(one.judgement),
-        "share": one.verdict.int8_mac_share,
-        "counted": counted_share(Path(result.output), {"image": calibration[:1]}),
-        "notes": list(result.notes), "seconds": time.perf_counter() - start,
-        "ms": {key: value.median for key, value in one.times.latencies.items()},
-    }  # fmt: skip
+def ours(source: Path, folder: Path, calibration: np.ndarray, target: EngineName = "openvino") -> Path:
+    """File of `ptq` for one engine; that one is asked as the peers are, without mending."""
+    return Path(ptq(source, calibration, folder / f"{target}.onnx", target=target, engines=()).output)
 
 
-#: Quantizers that stand beside: how they make a file, and the engines that it is for.
-PEERS: dict[str, tuple[Callable[[Path, Path, np.ndarray], Path], tuple[EngineName, ...]]] = {
+#: How each quantizer makes a file, and the engines that it is for.
+QUANTIZERS: dict[str, tuple[Callable[[Path, Path, np.ndarray], Path], tuple[EngineName, ...]]] = {
+    "quantrim": (ours, ("openvino",)),
+    "quantrim for ONNX Runtime": (partial(ours, target="onnxruntime"), ("onnxruntime",)),
     "NNCF": (quantize_nncf_openvino, ("openvino",)),
     "ORT": (quantize_onnxruntime, ("openvino", "onnxruntime")),
 }
 
 
-def _peer_files(source: Path, folder: Path, calibration: np.ndarray) -> Iterator[tuple[str, Path | str]]:
-    """Files of the peers, or what they failed with."""
-    for peer, (make, _) in PEERS.items():
-        try:
-            yield peer, make(source, folder, calibration)
-        except Exception as error:  # a peer may fail in any way; that is a result
-            yield peer, _line(error)
-
-
 def _asked(source: Path, file: Path | str, engine: EngineName, judged: np.ndarray) -> dict[str, Any]:
-    """Judgement, share and race of a peer's file."""
+    """Judgement, shares and race of a file."""
     if isinstance(file, str):
         return {"failed": file}
     feeds = [{"image": image[None]} for image in judged]
     try:
         judgement = compare(open_session(source, engine), open_session(file, engine), feeds)
-        times = race(source, file, engine, feeds[0])
+        times = _times(source, file, engine, feeds[0])
+        shares = _shares(file, engine, feeds[0]) if file.suffix == ".onnx" else {}
     except Exception as error:  # as above
         return {"failed": _line(error)}
-    share = {"counted": counted_share(file, feeds[0])} if file.suffix == ".onnx" else {}
-    return {**_ruling(judgement), **share, "ms": {key: one.median for key, one in times.latencies.items()}}
+    return {**_ruling(judgement), **shares, "ms": times}
+
+
+def _times(source: Path, file: Path, engine: EngineName, feed: dict[str, np.ndarray]) -> dict[str, float]:
+    """Milliseconds of one race by racer: what one run in ten reaches, which a shared machine troubles least."""
+    sessions = {"fp32": open_session(source, engine, threads=1), "int8": open_session(file, engine, threads=1)}
+    if engine == "openvino":
+        wide = {name: open_session(path, engine, threads=1, precision="bf16")
+                for name, path in (("bf16", source), ("int8_bf16", file))}  # fmt: skip
+        sessions |= {name: one for name, one in wide.items() if computes_in_bf16(one)}
+    rounds = interleaved([(one, feed) for one in sessions.values()], warmup=4, repeat=30)
+    return {name: float(np.quantile(row, 0.1)) for name, row in zip(sessions, rounds, strict=True)}
+
+
+def _shares(file: Path, engine: EngineName, feed: dict[str, np.ndarray]) -> dict[str, float]:
+    """Share of the multiply-accumulates in INT8, by the engine's account and by the file."""
+    graph = graph_from_onnx(read_onnx(file), feed)
+    verdict = judge(graph, open_session(file, engine, threads=1).layers(feed), engine, {})
+    return {"share": verdict.int8_mac_share, "counted": counted_share(file, feed)}
 
 
 def _ruling(judgement: Judgement) -> dict[str, Any]:
@@ -320,12 +319,11 @@ def table(rows: list[dict[str, Any]]) -> str:
             for key in ("fp32", "bf16", "int8", "int8_bf16")
         ]
         shares = [f"{row[key]:.1%}" if key in row else "-" for key in ("share", "counted")]
-        mended = ", mended" if any(note.startswith("Mended") for note in row.get("notes", ())) else ""
         cells = [
             row["name"],
             row["engine"],
             row["quantizer"],
-            ("yes" if row["faithful"] else "no") + mended,
+            "yes" if row["faithful"] else "no",
             *shares,
             *times,
         ]

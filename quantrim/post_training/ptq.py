@@ -36,6 +36,7 @@ from quantrim.post_training.hearing import Advice, Hearing, Made, RefusedError, 
 from quantrim.post_training.quantize import (
     decide,
     first_samples,
+    held_apart,
     is_better,
     means_for,
     refine,
@@ -380,7 +381,8 @@ def quantize(
             model = equal
             kept_refinements.append("equalize")
     corrects = "bias" in config.refinements and "adaround" not in config.refinements
-    means = means_for(model, graph, plan, kept) if corrects else None
+    fitted, judged = held_apart(kept, _JUDGING_SAMPLES)
+    means = means_for(model, graph, plan, fitted) if corrects else None
     if isinstance(feeds, Sketches):
         sketches = feeds.of(plan.groups)
     else:
@@ -389,13 +391,13 @@ def quantize(
         sketches = collect(model, plan.groups, feeds, shapes=graph.shapes, means=None if resumed else means,
                            saved=saved)  # fmt: skip
     if means is not None and means.empty:  # others ran the first batches
-        collect(model, plan.groups, first_samples(kept, MEAN_SAMPLES), shapes=graph.shapes, means=means)
+        collect(model, plan.groups, first_samples(fitted, MEAN_SAMPLES), shapes=graph.shapes, means=means)
     plan = settled_plan(graph, plan, selection, sketches, config)
     quantized = decide(model, sketches, graph=graph, plan=plan, config=config)
     wanted: list[Refinement] = [name for name in REFINEMENTS[1:] if name in config.refinements]
     if wanted:
-        refined = refine(quantized, kept, wanted, means, partial(remembered, journal=journal))
-        if is_better(refined, quantized, first_samples(kept, _JUDGING_SAMPLES)):
+        refined = refine(quantized, fitted, wanted, means, partial(remembered, journal=journal))
+        if is_better(refined, quantized, judged):
             quantized = refined
             kept_refinements += wanted
     return quantized, sketches, tuple(kept_refinements)

@@ -120,6 +120,17 @@ def first_samples(feeds: Sequence[Feed], count: int) -> list[Feed]:
     return list(feeds[: int(np.searchsorted(sizes, count)) + 1])
 
 
+def held_apart(feeds: Sequence[Feed], count: int) -> tuple[Sequence[Feed], Sequence[Feed]]:
+    """Batches to fit on, and the last ones to judge on: so many samples, a third at most; all, if there is one.
+
+    What was fitted to a few samples is better on those in any case.
+    """
+    if len(feeds) < 2:
+        return feeds, feeds
+    judged = min(len(first_samples(feeds[::-1], count)), max(1, len(feeds) // 3))
+    return feeds[:-judged], feeds[-judged:]
+
+
 def save_quantized(
     quantized: Quantized, target: Target, output: str | Path, precision: Precision = "f32"
 ) -> None:

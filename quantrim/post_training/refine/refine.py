@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -13,6 +12,7 @@ import onnx_ir as ir
 from quantrim.graph.core import ending_at
 from quantrim.graph.normalize import run_batches
 from quantrim.graph.view import Graph
+from quantrim.judges.judgement import batch_of, distances
 from quantrim.placement.plan import Plan
 from quantrim.placement.qdq import write_qdq
 from quantrim.post_training.refine.bias import correct_bias
@@ -73,12 +73,12 @@ def noise(
     feeds: Feeds,
     expected: Sequence[Mapping[str, np.ndarray]],
 ) -> float:
-    """Mean over outputs of the relative squared error of the quantized model on the given batches."""
+    """Mean over outputs and samples of the relative squared error of the quantized model, at most 1 each."""
     compared = tuple(expected[0])  # outputs, or what a selection reads
     quantized = run_batches(ending_at(write_qdq(model, plan, activations, weights), compared), feeds)
-    errors, powers = Counter[str](), Counter[str]()
-    for got, want in zip(quantized, expected, strict=True):
-        for name, reference in want.items():
-            errors[name] += np.square(got[name] - reference, dtype=np.float64).sum()
-            powers[name] += np.square(reference, dtype=np.float64).sum()
-    return float(np.mean([errors[name] / max(powers[name], 1e-30) for name in compared]))
+    errors = [
+        np.minimum(np.square(distances(want[name], got[name], batch_of(feed)).relative_error), 1.0)
+        for feed, got, want in zip(feeds, quantized, expected, strict=True)
+        for name in compared
+    ]
+    return float(np.mean(np.concatenate(errors)))
