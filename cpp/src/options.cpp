@@ -5,6 +5,7 @@
 #include <limits>
 #include <sstream>
 
+#include "deploy.hpp"
 #include "errors.hpp"
 
 namespace quantrim {
@@ -73,6 +74,8 @@ Option word_option(const char* name, const char* help, std::string Options::*fie
 const std::vector<Option>& table() {
     static const std::vector<Option> options = {
         text_option("infer_model", "FILE", ".onnx file, or .xml on OpenVINO.", &Options::infer_model),
+        text_option("config", "FILE", "deploy.yaml that names the model and its precision, as for `quantrim infer`.",
+                    &Options::config),
         text_option("infer_data", "FILE", "int64 N, N x float32[C,H,W], N x int64 labels; random images by default.",
                     &Options::infer_data),
         word_option("engine", "openvino or onnxruntime.", &Options::engine, {"openvino", "onnxruntime"}),
@@ -114,6 +117,16 @@ const Option& find_option(const std::string& argument, std::string& value, bool&
     throw UsageError("unknown option '--" + name + "'; see --help.");
 }
 
+// Of the precisions only bf16 is asked for by a deploy.yaml; a file's own request holds else.
+void apply_deploy(Options& options) {
+    const Deploy deploy = read_deploy(options.config);
+    if (options.infer_model.empty()) options.infer_model = deploy.model;
+    if (options.infer_model.empty()) {
+        throw BenchError(options.config + ": Deploy.model is missing; give --infer_model, too.");
+    }
+    if (options.precision == "file" && deploy.precision == "bf16") options.precision = "bf16";
+}
+
 }  // namespace
 
 Options parse_options(int count, const char* const* arguments) {
@@ -131,13 +144,14 @@ Options parse_options(int count, const char* const* arguments) {
         }
         option.set(options, value);
     }
-    if (!options.help && options.infer_model.empty()) throw UsageError("--infer_model is missing; see --help.");
+    if (!options.help && !options.config.empty()) apply_deploy(options);
+    if (!options.help && options.infer_model.empty()) throw UsageError("--infer_model or --config is missing; see --help.");
     return options;
 }
 
 std::string usage() {
     std::ostringstream text;
-    text << "usage: quantrim_bench --infer_model FILE [--infer_data FILE] [options]\n\n"
+    text << "usage: quantrim_bench --infer_model FILE | --config deploy.yaml [--infer_data FILE] [options]\n\n"
             "Latency, images per second and accuracy of an image model.\n\n";
     for (const auto& option : table()) {
         std::string head = "  --" + option.name + (option.value.empty() ? "[=true|false]" : " " + option.value);

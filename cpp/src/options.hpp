@@ -9,6 +9,7 @@ namespace quantrim {
 
 struct Options {
     std::string infer_model;
+    std::string config;                 // deploy.yaml: names the model and its precision
     std::string infer_data;             // empty: random images
     std::string engine = "openvino";    // or "onnxruntime"
     std::string precision = "file";     // of layers that are not INT8: file (as it asks), f32, bf16 or auto
@@ -28,7 +29,7 @@ struct Options {
 };
 
 // Options of a command line. `--name value` and `--name=value` are one, and so are `_` and `-` in names.
-// Throws UsageError.
+// What --config says holds where an option does not say otherwise. Throws UsageError and BenchError.
 Options parse_options(int count, const char* const* arguments);
 
 // Text of --help.
