@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from quantrim.engines import open_session
+from quantrim.engines.bench import bench
+from quantrim.files import size_mb
 from quantrim.graph.from_torch import export_onnx
 from quantrim.post_training import ptq
 from quantrim.qat import QAT, QATConfig
@@ -187,7 +189,18 @@ def classifier_accuracy(name: str, plan: Plan) -> dict[str, Any]:
     if NATIVE.exists():
         row["int8 native"] = _native_accuracy(qat_file, len(labels), plan)
     return {"metrics": row, "images": len(labels), "iterations": plan.iterations,
-            "qat_iterations": plan.qat_iterations}  # fmt: skip
+            "qat_iterations": plan.qat_iterations,
+            "same_files": paced({"fp32": fp32, "ptq int8": ptq_file, "qat int8": qat_file})}  # fmt: skip
+
+
+def paced(files: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+    """Size, and median milliseconds of one image on one thread, of the files that were judged, in turns."""
+    found = {name: {"mb": size_mb(path)} for name, path in files.items()}
+    for engine in ("openvino", "onnxruntime"):
+        rows = bench(list(files.values()), engines=(engine,), threads=1, warmup=5, repeat=50)
+        for name, timed in zip(files, rows, strict=True):
+            found[name][engine] = timed.latency_ms.median
+    return found
 
 
 def quantization_aware(

@@ -46,6 +46,11 @@ ROWS = {
         "metrics": metrics(
             "top1", fp32=0.9, ptq_int8=0.88, fake_quant=0.895, openvino=0.894, onnxruntime=0.8941
         ),
+        "same_files": {
+            "fp32": {"mb": 4.0, "openvino": 2.0, "onnxruntime": 3.0},
+            "ptq int8": {"mb": 1.0, "openvino": 1.0, "onnxruntime": 2.0},
+            "qat int8": {"mb": 1.0, "openvino": 0.5, "onnxruntime": 1.5},
+        },
     },
     "miou/seg": {
         "machine": MACHINE, "images": 76, "iterations": 20, "size": 128,
@@ -64,6 +69,8 @@ def test_the_page_computes_rates_ratios_and_differences_from_the_rows():
         "| seg | OpenVINO | 2 | 200.0 | 150.0 | 1.33x | 25.00% | - | - | - | - | 9 |",
         "| seg | 512x512 | OpenVINO | 2 | 0.1 | 1.80 | 0.90 | 5.6 | 20.00% |",
         "| net | 90.00% | 88.00% | 89.50% | 89.40% | 89.41% | - | -0.10% |",
+        "| net | ptq int8 | 88.00% | 1.000 (2.00x) | 2.000 (1.50x) | 1.00 |",
+        "| net | qat int8 | 89.40% | 0.500 (4.00x) | 1.500 (2.00x) | 1.00 |",
         "| seg | 0.9000 | 0.8900 | 0.8910 | 0.8920 | -0.0090 |",
         "| net | 50 | 96.0% | 95.0% | 94.0% |",
         f"- {MACHINE}: 7 rows",
