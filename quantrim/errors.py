@@ -12,6 +12,8 @@ _SHOWN = 24
 #: Characters of a value that a message repeats.
 _LONG = 80
 _QUOTED = re.compile("'([^']*)'")
+#: A word of a message that no line needs whole: a value, a path or a name out of somebody's file.
+_ENDLESS = re.compile(r"(\S{100})\S{200,}(\S{20})")
 
 
 class QuantrimError(Exception):
@@ -24,7 +26,7 @@ class QuantrimError(Exception):
     """
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(_ENDLESS.sub(r"\1...\2", message))
         self.field = field
 
 

@@ -187,9 +187,10 @@ def fit(array: np.ndarray, port: Port, wanted: tuple[int | None, ...], what: str
             f"{what} has dtype {array.dtype}, but input {port.name!r} takes {port.dtype}. Apply the "
             "model's own preprocessing (scaling, mean, std) first."
         )
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is refused below
+        cast = np.asarray(array, port.dtype)
+    if np.issubdtype(array.dtype, np.floating) and not (np.isfinite(array).all() and np.isfinite(cast).all()):
         raise DataError(f"{what} holds NaN or infinite values (input {port.name!r}).")
-    cast = np.asarray(array, port.dtype)
     if np.issubdtype(port.dtype, np.integer) and not np.array_equal(cast, array):
         raise DataError(
             f"{what} holds values that input {port.name!r} ({port.dtype}) can't: {array.dtype} from "

@@ -58,8 +58,18 @@ def quantized(path: Path) -> None:
     from quantrim.post_training import ptq
 
     data = np.random.default_rng(1).standard_normal((4, 3, 16, 16)).astype(np.float32)
-    (path.parent / "w.bin").write_bytes(bytes(864))
+    _neighbours(path.parent)
     ptq(path, data, path.parent / "out.onnx", engines=(), refinements=(), algo="min_max", samples=4)
+
+
+def _neighbours(folder: Path) -> None:
+    """What external data may name: a file, links out of the folder and to themselves, a pipe."""
+    (folder / "w.bin").write_bytes(bytes(864))
+    for name, target in (("link.bin", "/etc/hostname"), ("loop.bin", "loop.bin")):
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(target)
+    if not (folder / "fifo.bin").exists():
+        os.mkfifo(folder / "fifo.bin")
 
 
 KINDS = {

@@ -12,8 +12,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.fuzz import structures
+
 Mutator = Callable[[bytes, random.Random], bytes]
 NUMBERS = (-(2**63), -(2**31), -9, -1, 0, 1, 2, 3, 7, 255, 65536, 2**31 - 1, 2**31, 2**40, 2**62)
+LINKS = ("link.bin", "loop.bin", "fifo.bin")
 WORDS = ("", "x", "y", "NOPE", "conv_0", "a" * 5000, "\0", "🦊", "../../etc/passwd", "%s%n", "relu_2")
 
 
@@ -170,7 +173,19 @@ def external_data(model: onnx.ModelProto, rnd: random.Random) -> None:
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
     entries = {
-        "location": rnd.choice(["w.bin", "../w.bin", "/etc/hostname", "", "a\0b", ".", "w.bin/x", "C:\\w.bin"]),
+        "location": rnd.choice(
+            [
+                "w.bin",
+                "../w.bin",
+                "/etc/hostname",
+                "",
+                *LINKS,
+                "a\0b",
+                ".",
+                "w.bin/x",
+                "C:\\w.bin",
+            ]
+        ),
         "offset": rnd.choice(["0", "", "abc", "-5", "1.5", "4096", "9" * 40, "٣"]),
         "length": rnd.choice(["", "8", "864", "-1", "9" * 19, "x"]),
     }
@@ -330,7 +345,8 @@ def _branch(body: onnx.GraphProto) -> onnx.GraphProto:
 
 MUTATORS: tuple[Mutator, ...] = (
     flipped_bits, cut_off, spliced, noise, bad_text, attribute_value, attribute_type, weight_shape, weight_data,
-    external_data, wiring, nodes, ports, versions, functions, bombs, loops,
+    external_data, wiring, nodes, ports, versions, functions, bombs, loops, structures.nested_cut,
+    *map(edited, structures.EDITS),
 )  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from hypothesis.extra import numpy as hnp
 
 from quantrim.errors import DataError
 from quantrim.graph.arrays import stored_arrays
+from quantrim.graph.feeds import calibration_feeds
+from quantrim.graph.ports import Port
 
 ARRAY = np.random.default_rng(0).standard_normal((5, 3, 4, 2)).astype(np.float32)
 
@@ -129,3 +131,10 @@ def test_flipped_bits_never_end_in_anything_but_a_data_error(tmp_path):
                     list(stored)
             except DataError:
                 continue
+
+
+def test_a_double_beyond_float32_is_refused_as_infinite(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((2, 3, 4, 4), 1e300))
+    port = Port("x", (None, 3, 4, 4), np.dtype(np.float32))
+    with pytest.raises(DataError, match="NaN or infinite values"):
+        list(calibration_feeds(tmp_path / "a.npy", [port], samples=2))

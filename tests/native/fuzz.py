@@ -30,6 +30,7 @@ HARNESSES = {
 FLAGS = ["-std=c++17", "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 #: An allocation of terabytes is refused by the allocator, as it is without the sanitizer.
 ENVIRONMENT = {**os.environ, "ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=0"}
+LIMITED = {**ENVIRONMENT, "QUANTRIM_TIME_LIMIT": "20", "OMP_NUM_THREADS": "1"}
 OPTIONS = ("--infer_model", "--infer-data", "--engine", "--batch_size", "--iterations", "--input_shape",
            "--json", "--profile", "--precision", "--streams=", "--num_threads", "--help", "--")  # fmt: skip
 VALUES = ("", "m.onnx", "openvino", "-1", "0", "7", "9" * 30, "2147483647", "3,4,5", "3x4x5", ",,", "1e9",
@@ -97,25 +98,27 @@ def run(program: Path, files: int, seed: int, folder: Path, harness: str = "fuzz
 
 
 def run_models(program: Path, models: int, seed: int, folder: Path) -> Counter[str]:
-    """Outcomes of damaged models on a runner with sanitizers, a process each, both engines by turns."""
+    """Outcomes of damaged models on a runner with sanitizers, a process each.
+
+    On ONNX Runtime: OpenVINO opens a library in a way (RTLD_DEEPBIND) that AddressSanitizer does not take.
+    """
     from tests.fuzz.models import mutants
 
     found: Counter[str] = Counter()
-    for number, (name, data) in enumerate(mutants(models, seed)):
+    for name, data in mutants(models, seed):
         path = folder / "m.onnx"
         path.write_bytes(data)
-        engine = ("openvino", "onnxruntime")[number % 2]
-        words = ["--infer_model", path, "--engine", engine, "--batch_size", "1", "--iterations", "1",
-                 "--input_shape", "3,16,16", "--json", folder / "r.json", "--profile"]  # fmt: skip
+        words = ["--infer_model", path, "--engine", "onnxruntime", "--batch_size", "1", "--iterations", "1",
+                 "--input_shape", "3,16,16", "--json", folder / "r.json"]  # fmt: skip
         try:
             done = subprocess.run(
-                [str(program), *map(str, words)], capture_output=True, timeout=120, env=ENVIRONMENT, check=False
+                [str(program), *map(str, words)], capture_output=True, timeout=60, env=LIMITED, check=False
             )
         except subprocess.TimeoutExpired:
-            found[f"hang in {engine}"] += 1
+            found["hang"] += 1
             continue
         text = done.stderr.decode("utf-8", "replace")
-        outcome = {0: "ran", 1: "refused"}.get(done.returncode, f"code {done.returncode} of {engine}")
+        outcome = {0: "ran", 1: "refused"}.get(done.returncode, f"code {done.returncode}")
         if "quantrim/cpp" in text or "/cpp/src/" in text or "runtime error" in text:
             outcome = f"sanitizer: {name}: {text[:400]}"
         found[outcome] += 1
