@@ -15,7 +15,7 @@ ORDER = [
     *("errors", "scratch", "files", "journal", "images", "modules", "checkpoints", "distillation"),
     *("targets", "ranges", "graph", "placement", "detection", "judges"),
     *("engines", "rewrites", "post_training", "qat", "pruning"),
-    *("probing", "compression", "vision", "report", "paddle", "serving", "devices"),
+    *("probing", "compression", "vision", "report", "hub", "paddle", "serving", "devices"),
     *("recipes", "fleet", "cli"),
 ]
 #: Old names that answer for one release and import nothing.

@@ -26,6 +26,7 @@ from quantrim.cli import (
     example,
     export,
     fleet,
+    hub,
     infer,
     inspect,
     predict,
@@ -53,6 +54,7 @@ EXTRAS = {
     **dict.fromkeys(
         ("torch", "torchvision", "accelerate", "safetensors", "tensorboard"), "pip install 'quantrim[train]'"
     ),
+    "huggingface_hub": "pip install 'quantrim[hub]'",
     **dict.fromkeys(("fastapi", "uvicorn", "prometheus_client", "multipart"), "pip install 'quantrim[serve]'"),
 }
 
@@ -112,6 +114,9 @@ VERBS: dict[str, Callable[..., None]] = {
     "report": report.report,
     "reproduce": reproduce.reproduce,
     "serve": serve.serve,
+    "card": hub.card,
+    "push": hub.push,
+    "pull": hub.pull,
     "doctor": doctor.doctor,
 }
 for _name, _verb in VERBS.items():

@@ -30,7 +30,7 @@ from quantrim.cli.options import (
     TuneSecondsOption,
     parse_shape,
 )
-from quantrim.cli.output import JsonOption, console_for, emit_json, record_of, warn_of_scatter
+from quantrim.cli.output import JsonOption, console_for, emit_artefact, warn_of_scatter
 from quantrim.cli.remote import OnOption, run_there
 from quantrim.cli.tuning import show_trial, tuning_memory
 from quantrim.errors import ConfigError
@@ -159,7 +159,7 @@ def compress(
         carried_from = chosen_deploy([model], deploy, mean, std, fit)
     _carry(console, model, carried_from, output)
     show(console, result)
-    emit_json(result.to_json(), json_target, record_of(output, "compress"))
+    emit_artefact(result.to_json(), json_target, output, "compress")
 
 
 def _carry(console: Console, model: Path, deploy: Path | None, output: Path) -> None:

@@ -50,6 +50,10 @@ EmaOption = Annotated[float | None, typer.Option(min=0, max=1, help="Average the
 TensorboardOption = Annotated[
     bool, typer.Option("--use-tensorboard", "--use-vdl", help="Write events for TensorBoard to SAVE_DIR.")
 ]
+TrackerOption = Annotated[
+    list[str] | None,
+    typer.Option(help="mlflow, wandb, tensorboard or another of accelerate's trackers; repeatable."),
+]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Of everything random.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from quantrim.files import write_json
+from quantrim.files import write_json, write_text
 
 #: Tables and progress go to stderr when stdout carries JSON, else to stdout.
 JsonOption = Annotated[
@@ -65,3 +65,18 @@ def record_of(made: str | Path, command: str) -> Path:
     """``folder/int8.ptq.json`` for ``folder/int8.onnx``: the record of how a file was made or judged."""
     made = Path(made)
     return made.with_name(f"{made.stem}.{command}.json")
+
+
+def emit_artefact(result: dict[str, Any], target: str | None, made: str | Path, command: str) -> None:
+    """Write the JSON of a verb that made a file, and the file's model card, ``NAME.md``, beside it.
+
+    Args:
+        result: plain values.
+        target: ``--json``.
+        made: the file.
+        command: the verb.
+    """
+    from quantrim.hub.cards import card_of
+
+    emit_json(result, target, record_of(made, command))
+    write_text(Path(made).with_suffix(".md"), card_of(result, made))

@@ -40,7 +40,7 @@ from quantrim.cli.options import (
     parse_words,
     require_cpu,
 )
-from quantrim.cli.output import UNFAITHFUL, JsonOption, console_for, emit_json, record_of, warn_of_scatter
+from quantrim.cli.output import UNFAITHFUL, JsonOption, console_for, emit_artefact, warn_of_scatter
 from quantrim.cli.supervise import settled
 from quantrim.cli.tuning import show_trial, show_tuning, tuning_memory
 from quantrim.errors import ConfigError
@@ -181,7 +181,7 @@ def ptq(
     if image_file is not None:
         prepared = deploy if deploy is not None else cast("ImagePreprocess", preprocess)
         console.print(image_file_told(Path(result.output), image_file, prepared), markup=False)
-    emit_json(result.to_json(), json_target, record_of(result.output, "ptq"))
+    emit_artefact(result.to_json(), json_target, result.output, "ptq")
     if not result.faithful:
         raise typer.Exit(UNFAITHFUL)
 

@@ -29,6 +29,7 @@ from quantrim.cli.options import (
     SetOption,
     TensorboardOption,
     ThreadsOption,
+    TrackerOption,
     TrustOption,
     TuneOption,
     TuneSecondsOption,
@@ -37,7 +38,7 @@ from quantrim.cli.options import (
     read_config,
     train_settings,
 )
-from quantrim.cli.output import JsonOption, console_for, emit_json
+from quantrim.cli.output import JsonOption, console_for, emit_artefact
 from quantrim.cli.tuning import show_tuning, tuning_memory
 from quantrim.errors import ConfigError
 
@@ -81,6 +82,7 @@ def qat(
     amp: AmpOption = False,
     ema_decay: EmaOption = None,
     use_tensorboard: TensorboardOption = False,
+    tracker: TrackerOption = None,
     output_op: Annotated[
         str, typer.Option(help="none, argmax or softmax; of a detector raw, decoded or nms.")
     ] = "none",
@@ -133,6 +135,7 @@ def qat(
         amp=amp,
         ema_decay=ema_decay,
         device=device,
+        trackers=tuple(name for name in tracker or () if name != "tensorboard"),
     )
     run = train_quantized(
         loaded,
@@ -142,11 +145,11 @@ def qat(
         recipe,
         resume=resume,
         do_eval=do_eval,
-        use_tensorboard=use_tensorboard,
+        use_tensorboard=use_tensorboard or "tensorboard" in (tracker or ()),
     )
     if is_first():  # of several processes one reports
         show(console_for(json_target), run)
-        emit_json(run.to_json(), json_target)
+        emit_artefact(run.to_json(), json_target, run.output, "qat")
 
 
 def settings_of(name: str, quant_config: Path | None, **changes: Any) -> tuple[QATConfig, str]:

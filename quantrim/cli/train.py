@@ -23,6 +23,7 @@ from quantrim.cli.options import (
     SeedOption,
     SetOption,
     TensorboardOption,
+    TrackerOption,
     TrustOption,
     WeightsOption,
     read_config,
@@ -47,6 +48,7 @@ def train(
     amp: AmpOption = False,
     ema_decay: EmaOption = None,
     use_tensorboard: TensorboardOption = False,
+    tracker: TrackerOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "auto",
     sets: SetOption = None,
@@ -69,6 +71,7 @@ def train(
         amp=amp,
         ema_decay=ema_decay,
         device=device,
+        trackers=tuple(name for name in tracker or () if name != "tensorboard"),
     )
     result = train_config(
         loaded,
@@ -78,7 +81,7 @@ def train(
         do_eval=do_eval,
         weights=weights,
         resume=resume,
-        use_tensorboard=use_tensorboard,
+        use_tensorboard=use_tensorboard or "tensorboard" in (tracker or ()),
     )
     console = console_for(json_target)
     if result.best_metric is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -46,11 +46,12 @@ class Reporter:
         start: iterations already done.
         shown: False for silence.
         events: folder for TensorBoard's scalars, None for none.
+        track: gets the same scalars by name, and the iteration, for trackers of experiments.
     """
 
     def __init__(
         self, iterations: int, *, per_epoch: int, samples: int, start: int = 0, shown: bool = True,
-        events: Path | None = None,
+        events: Path | None = None, track: Callable[[Mapping[str, float], int], None] | None = None,
     ) -> None:  # fmt: skip
         self.iterations, self.per_epoch, self.samples = iterations, per_epoch, samples
         console = Console(stderr=True)
@@ -62,6 +63,7 @@ class Reporter:
         )  # fmt: skip
         self._task = self._bar.add_task("training", total=iterations, completed=start)
         self._writer = _writer(events) if events is not None else None
+        self._track = track
         self._begun, self._reading, self._working, self._counted = 0.0, 0.0, 0.0, 0
 
     def __enter__(self) -> Reporter:
@@ -120,6 +122,8 @@ class Reporter:
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, iteration)
+        if self._track is not None:
+            self._track(values, iteration)
 
     def _say(self, line: str) -> None:
         if self._lines:

@@ -139,6 +139,14 @@ class ImageFolder(_Paths):
     type: Literal["ImageFolder"]
 
 
+class TarShards(_Paths):
+    """Tar files in WebDataset's layout: an image and its class number, name.jpg and name.cls."""
+
+    type: Literal["TarShards"]
+    shards: str = "{mode}-*.tar"
+    num_classes: Classes = 1000
+
+
 class FashionMNIST(_Split):
     """Fashion-MNIST's four files."""
 
@@ -199,6 +207,7 @@ AnyData = Annotated[
     | Dataset
     | ImageList
     | ImageFolder
+    | TarShards
     | FashionMNIST
     | Cifar10
     | SyntheticScenes

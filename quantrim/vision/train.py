@@ -10,14 +10,15 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import convert_to_fp32, set_seed
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType, LoggerType, convert_to_fp32, set_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -66,6 +67,7 @@ class TrainSettings:
         best_key: metric that decides which checkpoint is best; larger is better.
         device: "auto", "cpu" or "cuda".
         clip_norm: largest norm of the gradient, None for no limit.
+        trackers: what of accelerate's trackers hears of losses and metrics: "mlflow", "wandb", "aim", ...
     """
 
     iterations: int
@@ -80,6 +82,7 @@ class TrainSettings:
     best_key: str = "mIoU"
     device: str = "auto"
     clip_norm: float | None = None
+    trackers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +178,14 @@ def train(
     require_writable(save_dir)
     set_seed(settings.seed)
     # Autocast is ours (_step): accelerate's is fixed for the whole process and replaces the module's forward.
-    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision="no")
+    require_trackers(settings.trackers)
+    accelerator = Accelerator(
+        cpu=settings.device == "cpu",
+        mixed_precision="no",
+        log_with=list(settings.trackers) or None,
+        project_dir=str(save_dir),
+    )
+    require_whole(accelerator.distributed_type)
     average = copy.deepcopy(model) if settings.ema_decay else None
     state = RunState()
     if resume is not None:
@@ -202,9 +212,35 @@ def train(
         distill,
         state,
     )
-    with _reporter(run, len(train_set), use_tensorboard, progress) as reporter:
-        _loop(run, reporter, _batches(run, train_set), on_iteration)
+    if settings.trackers:
+        facts = {name: value for name, value in asdict(settings).items() if name != "trackers"}
+        accelerator.init_trackers("quantrim", config=facts | {"save_dir": str(save_dir)})
+    try:
+        with _reporter(run, len(train_set), use_tensorboard, progress) as reporter:
+            _loop(run, reporter, _batches(run, train_set), on_iteration)
+    finally:
+        if settings.trackers:
+            accelerator.end_training()
     return _record(run, time.perf_counter() - start)
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Raise ConfigError for a tracker that accelerate doesn't know, or whose package is missing."""
+    legal = sorted({str(name) for name in LoggerType.list()} - {"all"})
+    for name in names:
+        if name not in legal:
+            raise ConfigError(f"tracker {name!r}{did_you_mean(name, legal)}", field="tracker")
+        if name not in {str(one) for one in get_available_trackers()}:
+            raise ConfigError(f"tracker {name!r} is not installed. Install it with: pip install {name}")
+
+
+def require_whole(kind: DistributedType) -> None:
+    """Raise ConfigError where accelerate would split the weights over processes."""
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ConfigError(
+            f"accelerate is configured for {kind.value}, which splits the weights over processes; quantizers "
+            "and checkpoints need them whole. Use data parallelism (MULTI_GPU or MULTI_CPU)."
+        )
 
 
 def _require_device(device: str) -> None:
@@ -237,6 +273,7 @@ def _reporter(run: _Run, length: int, use_tensorboard: bool, progress: bool) -> 
         start=run.state.iteration,
         shown=progress and main,
         events=run.save_dir if use_tensorboard and main else None,
+        track=run.accelerator.log if run.settings.trackers else None,
     )
 
 

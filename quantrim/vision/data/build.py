@@ -28,6 +28,7 @@ from quantrim.vision.data.folders import (
 )
 from quantrim.vision.data.optic_disc import CLASSES, OpticDiscImages
 from quantrim.vision.data.scenes import SHAPES, ItemPainter, Painter, Scenes, ShapePainter, photographs_in
+from quantrim.vision.data.shards import TarImages, tar_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +120,21 @@ def _source(spec: schema.DataSpec) -> Source:
             return listed_labels(root, spec.part("{}_list.txt"), spec.separator)
         case schema.SyntheticScenes():
             return Kept(_scenes(spec))
+        case schema.TarShards():
+            return _shards(spec)
         case schema.FashionMNIST():
             return fashion_mnist(root, split)
         case schema.Cifar10():
             return cifar10(root, split)
     raise TypeError(f"{type(spec).__name__} is no data set")
+
+
+def _shards(spec: schema.TarShards) -> TarImages:
+    pattern = spec.shards.replace("{mode}", spec.mode)
+    found = sorted(spec.dataset_root.glob(pattern))
+    if not found:
+        raise DataError(f"{spec.dataset_root}: no tar file is named {pattern}.")
+    return tar_images(found)
 
 
 def _scenes(spec: schema.SyntheticScenes) -> Scenes:
