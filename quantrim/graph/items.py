@@ -167,7 +167,7 @@ def fit(array: np.ndarray, port: Port, wanted: tuple[int | None, ...], what: str
     """The array in the input's dtype, after its shape and values were checked.
 
     Args:
-        array: values of one sample, or of an input without a batch axis.
+        array: values of one sample, with a batch axis of 1 or without, or of an input that has no batch axis.
         port: the input.
         wanted: shape that it must have.
         what: the array in errors.
@@ -175,6 +175,8 @@ def fit(array: np.ndarray, port: Port, wanted: tuple[int | None, ...], what: str
     Raises:
         DataError: another shape, a dtype that the input can't hold, NaN or infinite values.
     """
+    if len(array.shape) == len(wanted) + 1 and array.shape[0] == 1 and _fits(array.shape[1:], wanted):
+        array = array[0]
     if not _fits(array.shape, wanted):
         counts = " (the first axis counts samples)" if len(wanted) < len(port.shape) else ""
         raise DataError(

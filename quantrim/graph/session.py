@@ -62,6 +62,10 @@ def _initializers(model: ir.Model) -> Iterable[Any]:
     return (value for value in model.graph.initializers.values() if value.const_value is not None)
 
 
+class RunError(ModelError):
+    """A model that loads can't compute on what it is given."""
+
+
 class ReferenceSession(ort.InferenceSession):
     """A session whose refusals are ours."""
 
@@ -69,7 +73,7 @@ class ReferenceSession(ort.InferenceSession):
         """Outputs in the order of the names.
 
         Raises:
-            ModelError: a node can't compute on what it gets; ONNX Runtime's first line names it.
+            RunError: a node can't compute on what it gets; ONNX Runtime's first line names it.
             MemoryError: a node asks for more than there is.
         """
         try:
@@ -77,7 +81,7 @@ class ReferenceSession(ort.InferenceSession):
         except Exception as error:  # ONNX Runtime raises many types of its own
             if "Failed to allocate memory" in str(error) or "bad_alloc" in str(error):
                 raise MemoryError(first_line(error)) from error
-            raise ModelError(f"ONNX Runtime can't run the model: {first_line(error)}") from error
+            raise RunError(f"ONNX Runtime can't run the model: {first_line(error)}") from error
 
 
 def reference_session(model: ir.Model, *, threads: int | None = None) -> ReferenceSession:
@@ -115,6 +119,8 @@ def with_outputs(model: ir.Model, tensors: Iterable[str]) -> ir.Model:
 
 
 _EXTERNAL_DATA_BYTES = 1_800_000_000
+#: What onnx.checker has against outputs of unknown rank, which converters write and engines take.
+_RANKLESS = "Field 'shape' of 'type' is required but missing"
 
 
 def save_model(model: ir.Model, path: str | Path) -> None:
@@ -138,6 +144,9 @@ def save_model(model: ir.Model, path: str | Path) -> None:
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
-        raise ModelError(f"{path}: the quantized graph is not valid ONNX: {first_line(error)}") from error
+        if _RANKLESS not in str(error):
+            raise ModelError(
+                f"{path.name}: the quantized graph is not valid ONNX: {first_line(error)}"
+            ) from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())

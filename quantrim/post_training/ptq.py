@@ -25,7 +25,7 @@ from quantrim.graph.feeds import IMAGENET, ImagePreprocess
 from quantrim.graph.load import as_onnx
 from quantrim.graph.peek import peekable
 from quantrim.graph.ports import Feed, samples_in
-from quantrim.graph.session import save_model
+from quantrim.graph.session import RunError, save_model
 from quantrim.journal import Journal, journal_beside
 from quantrim.placement import Plan, place
 from quantrim.placement.quantized import Quantized
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 
 #: Samples that tell whether a refinement lowers the error at the outputs.
 _JUDGING_SAMPLES = 8
+_ONE_BY_ONE = "The model takes one sample at a time, though its batch axis is open; so it was calibrated."
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,7 @@ def ptq(
             told,
         )
         try:
-            result, staged = maker.make(config, asked)
+            result, staged, config = _made_first(maker, config, asked)
         except RefusedError as error:
             if not (config.mend and error.layers) or isinstance(data, Iterator):
                 raise
@@ -222,6 +223,22 @@ def _metric(
     if not asked:
         raise ConfigError("evaluate needs an engine to run the files on; engines is empty.", field="engines")
     return {name: evaluate(open_session(path, asked[0])) for name, path in (("fp32", fp32), ("int8", int8))}
+
+
+def _made_first(
+    maker: _Maker, config: PtqConfig, asked: Sequence[EngineName]
+) -> tuple[PtqResult, Path, PtqConfig]:
+    """Result, file, and the settings that it was made with: one sample a pass where the model takes no more.
+
+    A Reshape to a fixed size takes one sample, whatever the open batch axis of the input says.
+    """
+    try:
+        return *maker.make(config, asked), config
+    except RunError:
+        if config.batch_size == 1 or isinstance(maker.data, Iterator):
+            raise
+        single = replace(config, batch_size=1)
+        return *maker.make(single, asked, _ONE_BY_ONE), single
 
 
 def _mended(config: PtqConfig, result: PtqResult) -> tuple[PtqConfig, str] | None:

@@ -285,3 +285,37 @@ def test_a_bias_that_fills_int32_leaves_room_for_the_products(per_channel, tmp_p
     ptq(path, data, output, engines=(), refinements=(), per_channel=per_channel)
     made = open_session(output, "onnxruntime").run({"x": data})["y"]
     np.testing.assert_allclose(made[:, 0], 10.0, atol=0.1)
+
+
+def _two_convolutions(path, middle, shape, output=("n", 8, 16, 16)):
+    """File of Conv, Relu, what stands in the middle (r -> z), Conv."""
+    generator = np.random.default_rng(0)
+    stored = {"w": generator.normal(size=(8, 3, 3, 3)), "v": generator.normal(size=(8, 8, 3, 3))}
+    make = onnx.helper.make_node
+    nodes = [make("Conv", ["x", "w"], ["a"], pads=[1] * 4), make("Relu", ["a"], ["r"]), *middle,
+             make("Conv", ["z", "v"], ["y"], pads=[1] * 4)]  # fmt: skip
+    arrays = [onnx.numpy_helper.from_array(a.astype(np.float32), name) for name, a in stored.items()]
+    arrays.append(onnx.numpy_helper.from_array(np.array([1, 8, 16, 16]), "sizes"))
+    values = [onnx.helper.make_tensor_value_info(*one) for one in (("x", 1, shape), ("y", 1, output))]
+    graph = onnx.helper.make_graph(nodes, "g", values[:1], values[1:], arrays)
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path
+    )
+    return path
+
+
+PHOTOS = np.random.default_rng(1).normal(size=(6, 3, 16, 16)).astype(np.float32)
+
+
+def test_a_model_that_takes_one_sample_alone_is_calibrated_so(tmp_path):
+    reshape = onnx.helper.make_node("Reshape", ["r", "sizes"], ["z"])
+    path = _two_convolutions(tmp_path / "m.onnx", [reshape], ["n", 3, 16, 16])
+    result = ptq(path, PHOTOS, tmp_path / "q.onnx", engines=("onnxruntime",))
+    assert result.faithful
+    assert any("one sample at a time" in note for note in result.notes)
+
+
+def test_outputs_without_a_rank_and_samples_with_a_batch_axis_are_taken(tmp_path):
+    same = onnx.helper.make_node("Identity", ["r"], ["z"])
+    path = _two_convolutions(tmp_path / "m.onnx", [same], [1, 3, 16, 16], output=None)
+    assert ptq(path, PHOTOS[:, None], tmp_path / "q.onnx", engines=("onnxruntime",)).faithful
