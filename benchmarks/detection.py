@@ -97,13 +97,10 @@ class Making:
         return np.stack([image.numpy() for image, _ in calibration_pairs(self.config, self.options.samples)])
 
     def _quantized(self, source: Path, prefix: str) -> None:
-        variants: dict[str, dict[str, Any]] = {"ptq": {}, "ptq_openvino": {"target": "openvino"}}
-        if not prefix:
-            variants["ptq_heads"] = {"float_heads": False}
-        for name, options in variants.items():
+        for name, target in {"ptq": "portable", "ptq_openvino": "openvino"}.items():
             path = self.folder / f"{prefix}{name}.onnx"
             if not path.is_file():
-                ptq(source, self._images(), path, **{"float_heads": True, "engines": (), **options})
+                ptq(source, self._images(), path, float_heads=True, engines=(), target=target)
         self._once(self.folder / f"{prefix}nncf.onnx", lambda: self._nncf(source, prefix))
 
     def _nncf(self, source: Path, prefix: str) -> None:
@@ -139,7 +136,7 @@ class Making:
 
 def files_of(folder: Path) -> dict[str, Path]:
     """Files that were made, by name, FP32 first."""
-    names = ("fp32.onnx", "ptq.onnx", "ptq_openvino.onnx", "ptq_heads.onnx", "nncf.onnx", "qat/model_int8.onnx",
+    names = ("fp32.onnx", "ptq.onnx", "ptq_openvino.onnx", "nncf.onnx", "qat/model_int8.onnx",
              "pruned/model.onnx", "pruned_ptq.onnx", "pruned_ptq_openvino.onnx", "pruned_nncf.onnx",
              "pruned_qat/model_int8.onnx")  # fmt: skip
     return {name: folder / name for name in names if (folder / name).is_file()}
