@@ -61,9 +61,11 @@ def report(
 def with_pictures(result: Result, against: Path, images: Path, count: int, engine: str) -> Result:
     """A result with the predictions of both files; as it is where it has no file."""
     from quantrim.engines import open_session
-    from quantrim.recipes.comparison import compare, examples_of_files, examples_of_set
+    from quantrim.recipes.comparison import Answers, compare, examples_of_files, examples_of_set
     from quantrim.recipes.deployment import read_deployment
+    from quantrim.recipes.judging import task_judge
     from quantrim.vision.config import build_data, load_config
+    from quantrim.vision.detection.evaluate import engine_detector
     from quantrim.vision.evaluate import engine_predictor
 
     path = result.output
@@ -73,9 +75,13 @@ def with_pictures(result: Result, against: Path, images: Path, count: int, engin
         "FP32": open_session(against, engine),
         result.kind: open_session(path, engine, precision=result.precision),
     }
-    predictors = {one: engine_predictor(session) for one, session in sessions.items()}
+    predictors: dict[str, Answers] = {one: engine_predictor(session) for one, session in sessions.items()}
     if is_config(images):
-        data = build_data(load_config(images), "val_dataset")
+        config = load_config(images)
+        data = build_data(config, "val_dataset")
+        if data.task == "detection":
+            judge = task_judge(config, data=data)
+            predictors = {one: judge.detector(session) for one, session in sessions.items()}
         return result.with_pictures(
             compare(predictors, examples_of_set(data, count), data.task, data.class_names)
         )
@@ -88,7 +94,12 @@ def with_pictures(result: Result, against: Path, images: Path, count: int, engin
         )
     deployment = read_deployment(deploy)
     if deployment.task is None:
-        raise ConfigError(f"{deploy}: Deploy.task is missing; write segmentation or classification.")
+        raise ConfigError(f"{deploy}: Deploy.task is missing; write segmentation, classification or detection.")
+    if deployment.decoder is not None:
+        predictors = {
+            one: engine_detector(session, deployment.decoder, deployment.thresholds)
+            for one, session in sessions.items()
+        }
     grey = sessions["FP32"].inputs[0].shape[1:2] == (1,)
     examples = examples_of_files(images, deployment, count, grey)
     return result.with_pictures(compare(predictors, examples, deployment.task, deployment.class_names))

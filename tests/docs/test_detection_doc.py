@@ -48,7 +48,7 @@ def test_the_commands_run_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest
     config.write_text(TINY)
     (tmp_path / "photos").mkdir()
     Image.fromarray(Scenes(1, 64)[0][0]).save(tmp_path / "photos" / "scene.png")
-    commands = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    commands = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
     assert len(commands) == 10
     for command in commands:
         program, verb, *words = shlex.split(command)
