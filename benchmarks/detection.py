@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,13 @@ from quantrim.files import read_json, size_mb, write_json
 from quantrim.post_training import ptq
 from quantrim.pruning import PruneConfig
 from quantrim.recipes.calibration import calibration_pairs
-from quantrim.recipes.judging import TaskJudge, task_judge
+from quantrim.recipes.judging import task_judge
 from quantrim.recipes.loading import load
 from quantrim.recipes.prune import PruneRecipe, prune_config
 from quantrim.recipes.qat import QatRecipe, train_quantized
 from quantrim.recipes.runs import best_key, export, train_config
 from quantrim.vision.config import Config, load_config
-from quantrim.vision.detection.evaluate import detections_of
+from quantrim.vision.detection.evaluate import detections_of, metrics_of_boxes
 from quantrim.vision.train import TrainSettings
 
 ENGINES = ("openvino", "onnxruntime")
@@ -63,19 +62,21 @@ class Making:
         self.config, self.folder, self.options = config, folder, options
 
     def run(self) -> None:
-        """Make what is missing."""
-        weights = self._trained()
+        """Make what is missing, as far as it was asked for."""
+        weights = self.options.weights or self._trained()
         fp32, pruned = self.folder / "fp32.onnx", self.folder / "pruned" / "model.onnx"
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._once(fp32, lambda: export(load(self.config, weights), fp32, shape=self._shape()))
         self._quantized(fp32, "")
+        if self.options.until == "ptq":
+            return
         self._once(self.folder / "qat" / "qat.json", lambda: self._quantized_training("qat", weights))
+        if self.options.until == "qat":
+            return
         self._once(self.folder / "pruned" / "prune.json", lambda: self._pruned(weights))
         self._quantized(pruned, "pruned_")
-        small = self.folder / "pruned" / "model.pth"
-        self._once(
-            self.folder / "pruned_qat" / "qat.json",
-            lambda: self._quantized_training("pruned_qat", small, weights),
-        )
+        last, small = self.folder / "pruned_qat", self.folder / "pruned" / "model.pth"
+        self._once(last / "qat.json", lambda: self._quantized_training("pruned_qat", small, weights))
 
     def _once(self, path: Path, make: Callable[[], Any]) -> None:
         if not path.is_file():
@@ -148,30 +149,23 @@ def stored(folder: Path, name: str) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def judge_all(config: Config, folder: Path, engines: list[str]) -> None:
+def judge_all(config: Config, folder: Path, engines: list[str], images: int | None) -> None:
     """Metrics and fidelity of every file on each engine."""
-    judge, found = task_judge(config), stored(folder, "judged.json")
+    judge, found = task_judge(config, limit=images), stored(folder, "judged.json")
     for engine in engines:
         reference: list[Detections] | None = None
         for name, path in files_of(folder).items():
             key = f"{engine} {name}"
             if key in found and name != "fp32.onnx":
                 continue
-            told = detections_of(judge.detector(open_session(path, engine)), judge.data)[0]
+            told, truths = detections_of(judge.detector(open_session(path, engine)), judge.data, limit=images)
             reference = told if reference is None else reference
-            found[key] = one_judged(judge, path, engine, told, reference)
-            print(key, {k: round(v, 4) for k, v in found[key].items()}, flush=True)
+            metrics = metrics_of_boxes(told, truths, judge.data.num_classes, judge.test)
+            found[key] = {word: float(metrics[word]) for word in ("mAP", "AP50", "AP")}  # type: ignore[arg-type]
+            same = box_fidelity(reference, told, judge.data.num_classes)
+            found[key] |= {"to_fp32": same.ap, "kept": same.kept, "mb": size_mb(path)}
+            print(key, {word: round(value, 4) for word, value in found[key].items()}, flush=True)
             write_json(folder / "judged.json", found)
-
-
-def one_judged(
-    judge: TaskJudge, path: Path, engine: str, told: list[Detections], reference: list[Detections]
-) -> dict[str, float]:
-    """Numbers of one file."""
-    metrics = judge.of_session(open_session(path, engine))
-    fidelity = asdict(box_fidelity(reference, told, judge.data.num_classes))
-    kept = {key: float(metrics[key]) for key in ("mAP", "AP50", "AP")}  # type: ignore[arg-type]
-    return kept | {"to_fp32": fidelity["ap"], "kept": fidelity["kept"], "mb": size_mb(path)}
 
 
 def time_all(folder: Path, engines: list[str]) -> None:
@@ -205,8 +199,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=["make", "judge", "time", "table"])
     parser.add_argument("-c", "--config")
+    parser.add_argument("--engine", choices=ENGINES, action="append")
     parser.add_argument("--set", dest="sets", action="append", default=[])
     parser.add_argument("--folder", type=Path, nargs="+", required=True)
+    parser.add_argument("--weights", type=Path, help="trained already")
+    parser.add_argument("--until", choices=["ptq", "qat", "pruned"], default="pruned")
+    parser.add_argument("--images", type=int, help="validation images that judge")
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--ema-decay", type=float, default=0.998)
     parser.add_argument("--qat-iters", type=int, default=300)
@@ -215,7 +213,7 @@ def main() -> None:
     parser.add_argument("--objective", choices=["flops", "latency"], default="flops")
     parser.add_argument("--no-sensitivity", action="store_true")
     options = parser.parse_args()
-    engines = [engine for engine in ENGINES if engine in installed_engines()]
+    engines = [engine for engine in options.engine or ENGINES if engine in installed_engines()]
     for folder in [] if options.what == "table" else options.folder:
         if options.what == "time":
             time_all(folder, engines)
@@ -224,7 +222,7 @@ def main() -> None:
         if options.what == "make":
             Making(config, folder, options).run()
         else:
-            judge_all(config, folder, engines)
+            judge_all(config, folder, engines, options.images)
     if options.what == "table":
         table(options.folder)
 

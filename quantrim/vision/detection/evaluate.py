@@ -173,12 +173,22 @@ def evaluate_boxes(
     Raises:
         DataError, ModelError: as :func:`detections_of`.
     """
-    judged = test or DetectionTest()
     found, truths = detections_of(run, data, batch_size=batch_size, limit=limit)
-    measured = coco_metrics(found, truths, data.num_classes)
+    return metrics_of_boxes(found, truths, data.num_classes, test)
+
+
+def metrics_of_boxes(
+    found: Sequence[Detections],
+    truths: Sequence[GroundTruth],
+    num_classes: int,
+    test: DetectionTest | None = None,
+) -> dict[str, float | list[float]]:
+    """What :func:`evaluate_boxes` returns, of detections and ground truth that are known already."""
+    judged = test or DetectionTest()
+    measured = coco_metrics(found, truths, num_classes)
     coco = {name: value for name, value in measured.items() if math.isfinite(value)}
     styles: tuple[VocStyle, ...] = ("11point", "integral", "area")
-    voc = {style: voc_metric(found, truths, data.num_classes, style=style) for style in styles}
+    voc = {style: voc_metric(found, truths, num_classes, style=style) for style in styles}
     chosen = voc[judged.map_type]
     return {
         "mAP": coco.get("AP", 0.0) if judged.metric == "COCO" else chosen.mean,
