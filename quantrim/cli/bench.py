@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from quantrim.cli.options import InputShapeOption, ThreadsOption, parse_shape
 from quantrim.cli.output import JsonOption, console_for, emit_json, warn_of_scatter
 from quantrim.cli.remote import OnOption, run_there
+from quantrim.errors import ConfigError
 
 
 def bench(
@@ -26,6 +29,9 @@ def bench(
     warmup: Annotated[int, typer.Option(min=0, help="Untimed rounds.")] = 10,
     repeat: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 50,
     streams: Annotated[int, typer.Option(min=1, help="Above 1: throughput of that many parallel runs.")] = 1,
+    objective: Annotated[
+        str, typer.Option(help="latency; or throughput: also finds the streams and batch that give most.")
+    ] = "latency",
     bf16: Annotated[bool, typer.Option("--bf16", help="Also time BF16 mode (OpenVINO).")] = False,
     baseline: Annotated[Path | None, typer.Option(help="Model that speed-ups are taken against.")] = None,
     input_shape: InputShapeOption = None,
@@ -40,6 +46,8 @@ def bench(
     if on:
         run_there(context, on, json_target, native=partial(_native_commands, context.params))
         return
+    if objective not in ("latency", "throughput"):
+        raise ConfigError(f"--objective {objective!r}; legal: latency, throughput.")
     files = [*([baseline] if baseline else []), *(m for m in models if m != baseline)]
     rows = run(
         files,
@@ -73,7 +81,29 @@ def bench(
         )
     console.print(table)
     warn_of_scatter(console, scatter(row.latency_ms for row in rows))
-    emit_json([row.to_json() | {"machine": machine.to_json()} for row in rows], json_target)
+    values = [row.to_json() | {"machine": machine.to_json()} for row in rows]
+    if objective == "throughput":
+        for value in values:
+            value["by_throughput"] = _by_throughput(console, value, parse_shape(input_shape))
+    emit_json(values, json_target)
+
+
+def _by_throughput(
+    console: Console, row: Mapping[str, Any], shape: tuple[int, ...] | None
+) -> list[dict[str, Any]]:
+    """Settings that were tried for a row's model, the one of most images per second first, which is told."""
+    from quantrim.engines.bench import by_throughput
+
+    tried = by_throughput(
+        row["model"], row["engine"], threads=row["threads"], shape=shape, precision=row["precision"]
+    )
+    best = tried[0]
+    console.print(
+        f"{row['model']} on {row['engine']}: {best.rate:.1f} img/s with {best.streams} stream(s) of batch "
+        f"{best.batch_size}, the most of {len(tried)} settings",
+        markup=False,
+    )
+    return [asdict(one) for one in tried]
 
 
 def _native_commands(options: Mapping[str, Any], models: Iterable[str]) -> list[list[str]]:

@@ -168,3 +168,61 @@ def throughput(model: str, like: Session, feed: dict[str, np.ndarray], streams: 
         start = time.perf_counter()
         list(pool.map(work, sessions))
         return streams * repeat / (time.perf_counter() - start)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a model may be run, and what that gives.
+
+    Attributes:
+        streams: runs in parallel, which share the threads.
+        batch_size: samples of a run.
+        rate: samples per second.
+    """
+
+    streams: int
+    batch_size: int
+    rate: float
+
+
+def by_throughput(
+    model: str | Path,
+    engine: EngineName = "openvino",
+    *,
+    threads: int = 1,
+    shape: tuple[int, ...] | None = None,
+    precision: Precision | None = None,
+    seconds: float = 1.0,
+) -> list[Setting]:
+    """Streams and batch sizes that were tried, the one of most samples per second first.
+
+    Streams are powers of two up to the threads. For each, batches double from 1 to 8 as long as that gives
+    more; a model whose batch is fixed keeps it.
+
+    Args:
+        model: model file.
+        engine: where.
+        threads: CPU threads of all streams together.
+        shape: shape of the first input where other axes than the batch are dynamic.
+        precision: of the layers that are not INT8; None for what the file asks for.
+        seconds: that one setting is timed, about.
+
+    Raises:
+        EngineError: the model can't be loaded or run.
+    """
+    session = open_session(model, engine, threads=threads, precision=precision)
+    fixed = session.inputs[0].shape[0]
+    batches = (1, 2, 4, 8) if fixed is None else (fixed,)
+    tried: list[Setting] = []
+    for streams in (count for count in (1, 2, 4, 8, 16, 32, 64) if count <= threads):
+        best = 0.0
+        for size in batches:
+            feed = random_inputs(session, size, shape)
+            once = interleaved([(session, feed)], warmup=1, repeat=2).min() / 1e3
+            repeat = int(np.clip(seconds / max(once * streams, 1e-6), 2, 200))
+            rate = size * throughput(str(model), session, feed, streams, repeat)
+            tried.append(Setting(streams, size, rate))
+            if rate < best:
+                break
+            best = rate
+    return sorted(tried, key=lambda setting: -setting.rate)

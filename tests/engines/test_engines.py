@@ -4,7 +4,7 @@ import pytest
 
 from quantrim.engines import installed_engines, open_session, random_inputs
 from quantrim.engines.base import LayerRun
-from quantrim.engines.bench import bench, interleaved
+from quantrim.engines.bench import bench, by_throughput, interleaved
 from quantrim.engines.compare import compare
 from quantrim.engines.race import Race, pace, speedup
 from quantrim.engines.verdict import judge
@@ -181,3 +181,10 @@ def test_a_session_of_onnx_runtime_leaves_the_cores_to_others_between_its_runs(r
     """Spinning threads of one session made the other's turn up to five times as long."""
     options = open_session(residual_onnx, "onnxruntime", threads=2).session.get_session_options()
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+def test_the_settings_of_most_throughput_come_first(residual_onnx):
+    tried = by_throughput(residual_onnx, "onnxruntime", threads=2, seconds=0.02)
+    assert [one.rate for one in tried] == sorted((one.rate for one in tried), reverse=True)
+    assert {one.streams for one in tried} == {1, 2}
+    assert {one.batch_size for one in tried} <= {1, 2, 4, 8}
