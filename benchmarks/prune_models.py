@@ -1,11 +1,12 @@
 """Every model pruned at 0.1, 0.2 and 0.3: checked, reloaded, exported, and timed on OpenVINO.
 
-    python benchmarks/prune_models.py --cache prune.json [--only unet,fast_scnn] [--objective latency]
+    python benchmarks/prune_models.py --cache prune.json [--only unet,fast_scnn] [--objective latency] [--int8]
 
 Weights are random, so that only structure and speed are judged: the self-check of pruning, a freshly built
 model that reloads to equal outputs, ONNX Runtime's difference from torch (relative to the largest output),
 and the median of interleaved runs of the original and the pruned file on one thread. Segmentation nets run at
-512x512, classifiers at 224x224.
+512x512, classifiers at 224x224. ``--int8`` quantizes both files as well, and all four race: what pruning brings
+beyond INT8 alone.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from quantrim.engines.bench import bench
 from quantrim.engines.machine import describe_machine
 from quantrim.files import write_json
 from quantrim.graph.from_torch import export_onnx
+from quantrim.post_training import ptq
 from quantrim.pruning import load_pruned, prune, save_pruned
 from quantrim.pruning.cost.latency import Engine
 from quantrim.pruning.for_latency import prune_for_latency
@@ -84,7 +86,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "mobilenet_v1": (lambda: own.MobileNetV1(num_classes=1000), 224),
     "mobilenet_v2": (lambda: tv.mobilenet_v2(), 224),
     "mobilenet_v3_large": (lambda: tv.mobilenet_v3_large(), 224),
+    "resnet18": (lambda: tv.resnet18(), 224),
     "resnet50": (lambda: tv.resnet50(), 224),
+    "vit_b_16": (lambda: tv.vit_b_16(), 224),
     "vgg16": (lambda: tv.vgg16_bn(), 224),
     "shufflenet_v2": (lambda: tv.shufflenet_v2_x1_0(), 224),
     "densenet121": (lambda: tv.densenet121(), 224),
@@ -92,7 +96,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
-def measure(name: str, ratio: float, objective: str) -> dict[str, Any]:
+def measure(name: str, ratio: float, objective: str, int8: bool = False) -> dict[str, Any]:
     """One row of the table."""
     build, size = MODELS[name]
     torch.manual_seed(0)
@@ -114,8 +118,13 @@ def measure(name: str, ratio: float, objective: str) -> dict[str, Any]:
         with torch.no_grad():
             largest = float(tree_leaves(again(x))[0].abs().max())
         parity = export_onnx(again, x, after, dynamic_batch=False) / largest
-        rows = bench([before, after], threads=1, warmup=3, repeat=15)
-    old, new = (row.latency_ms.median for row in rows)
+        files = [before, after]
+        if int8:
+            for path in (before, after):
+                files.append(path.with_suffix(".int8.onnx"))
+                ptq(path, [torch.randn(3, size, size).numpy()] * 2, files[-1], target="openvino", engines=())
+        rows = bench(files, engines=("openvino",), threads=1, warmup=3, repeat=15)
+    old, new, *quantized = (row.latency_ms.median for row in rows)
     return {
         "flops": 1 - result.flops["after"] / result.flops["before"],
         "params": 1 - result.params["after"] / result.params["before"],
@@ -123,6 +132,7 @@ def measure(name: str, ratio: float, objective: str) -> dict[str, Any]:
         "reloaded": bool(torch.equal(expected, got)),
         "parity": parity,
         "ms": [old, new],
+        "int8_ms": quantized,
         "seconds": seconds,
     }
 
@@ -131,16 +141,18 @@ def table(cache: dict[str, dict[str, Any]]) -> str:
     """Markdown of what is there."""
     lines = [
         "| model | objective | ratio | FLOPs | parameters | ms before | ms after | latency | reload, parity "
-        "| found and removed in |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| found and removed in | INT8 | pruned INT8 | beyond INT8 | over FP32 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for key, row in cache.items():
-        name, objective, ratio = key.split("/")
+        name, objective, ratio, *_ = key.split("/")
         old, new = row["ms"]
         same = "equal" if row["reloaded"] else "DIFFERS"
+        alone, both = row.get("int8_ms") or (float("nan"), float("nan"))
         lines.append(
             f"| {name} | {objective} | {ratio} | -{row['flops']:.1%} | -{row['params']:.1%} | {old:.2f} "
-            f"| {new:.2f} | {new / old - 1:+.1%} | {same}, {row['parity']:.0e} | {row['seconds']:.0f} s |"
+            f"| {new:.2f} | {new / old - 1:+.1%} | {same}, {row['parity']:.0e} | {row['seconds']:.0f} s "
+            f"| {alone:.2f} | {both:.2f} | {alone / both:.2f}x | {old / both:.2f}x |"
         )
     return "\n".join(lines)
 
@@ -150,14 +162,15 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="JSON file of finished rows")
     parser.add_argument("--only", default=",".join(MODELS))
     parser.add_argument("--ratios", default=",".join(map(str, RATIOS)))
+    parser.add_argument("--int8", action="store_true", help="quantize both files, and let all four race")
     parser.add_argument("--objective", choices=("flops", "latency"), default="flops")
     arguments = parser.parse_args()
     cache = json.loads(arguments.cache.read_text()) if arguments.cache.exists() else {}
     for name in arguments.only.split(","):
         for ratio in map(float, arguments.ratios.split(",")):
-            key = f"{name}/{arguments.objective}/{ratio}"
+            key = f"{name}/{arguments.objective}/{ratio}" + ("/int8" if arguments.int8 else "")
             if key not in cache:
-                cache[key] = measure(name, ratio, arguments.objective)
+                cache[key] = measure(name, ratio, arguments.objective, arguments.int8)
                 write_json(arguments.cache, cache)
                 print(key, cache[key], flush=True)
     print(describe_machine().to_json())

@@ -48,6 +48,18 @@ class ThreeProjections(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class Pooled(OwnAttention):
+    """Two numbers are three by chance: only one of them counts heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taps = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool1d(x.transpose(1, 2), self.taps, 1, self.taps // 2).transpose(1, 2)
+        return super().forward(x)
+
+
 class Classifier(nn.Module):
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
@@ -135,6 +147,13 @@ def test_a_head_removed_is_a_head_whose_output_is_zero():
     with torch.no_grad():
         silent.blocks[0].attn.proj.weight[:, 8 * removed[0] : 8 * removed[0] + 8] = 0
     torch.testing.assert_close(net(IMAGES), silent(IMAGES), rtol=1e-5, atol=1e-6)
+
+
+def test_a_number_that_equals_the_heads_by_chance_stays():
+    net = Classifier(Pooled())
+    result = prune(net, IMAGES, channel_ratio=0.4, limits=FINE)
+    assert [frozen.layer for frozen in result.frozen] == ["head"]
+    assert (net.attn.num_heads, net.attn.taps, net.stem.out_channels) == (2, 3, 16)
 
 
 class Parts(nn.Module):

@@ -27,6 +27,7 @@ from quantrim.pruning import (
     score,
     survey,
 )
+from quantrim.pruning.cost import latency
 from quantrim.pruning.cost.cost import full_widths, macs_model
 from quantrim.pruning.sensitivity.curves import Curve, Point, Sensitivity
 
@@ -89,6 +90,21 @@ def test_blocks_cost_what_is_in_them():
     cost, kept = macs_model(graph), full_widths(graph)
     kept[[group.name for group in graph.groups].index("layer1.1 (block)")] = 0
     assert float(cost(full_widths(graph))) - float(cost(kept)) == 2 * 64 * 64 * 9 * 8 * 8
+
+
+def test_milliseconds_of_a_block_go_with_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(latency._Stopwatch, "_time", lambda self, model: 1.0)
+    monkeypatch.setattr(latency, "measured_ms", lambda *given: 10.0)
+    net = resnet()
+    graph = survey(net, IMAGES, limits=BLOCKS).graph
+    predicted = latency.latency_model(net, IMAGES, graph)
+    names = [group.name for group in graph.groups]
+    whole, without = full_widths(graph), full_widths(graph)
+    without[names.index("layer1.1 (block)")] = 0
+    narrower = without.copy()
+    narrower[names.index("layer1.1.conv1")] = 8  # inside of it, where nothing costs any more
+    assert float(predicted(whole)) == pytest.approx(10.0)
+    assert float(predicted(narrower)) == float(predicted(without)) < 10.0
 
 
 def test_a_block_that_costs_little_accuracy_goes_and_the_plan_repeats_it(tmp_path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 from torch import nn
@@ -29,6 +30,8 @@ from quantrim.pruning.groups.groups import (
 )
 from quantrim.pruning.groups.walk import Attention, Member
 
+#: Most choices of attributes that are tried where a layer fails.
+_SUBSETS = 12
 #: Shares of a group that its trial removes.
 _TRIED = (0.35, 0.65)
 
@@ -141,22 +144,38 @@ class Trial:
 
     def _after_mending(self, name: str, failure: Failure) -> Failure | None:
         """What still fails with the attributes that may tell the group's widths pruned with it."""
-        before = dict(self.groups), dict(self.sizes)
-        first: Failure = failure
+        before = self.groups, self.sizes
         left: Failure | None = failure
         while left is not None:
-            fitting = {
-                size.member: size
-                for size in reversed(self.graph.sizes)
-                if name in size.rows and size.member not in self.sizes and left.where in (None, size.layer)
-            }
-            if not fitting:
+            further = self._step_on(name, left)
+            if further is left:
                 self.groups, self.sizes = before
-                return first
-            for size in fitting.values():
+                return failure
+            left = further
+        return None
+
+    def _step_on(self, name: str, failure: Failure) -> Failure | None:
+        """What fails next once attributes of the layer that failed follow: all that fit, or one or two of them.
+
+        A number may equal a width by chance. The failure itself is returned where nothing helps.
+        """
+        groups, sizes = self.groups, self.sizes
+        fitting = {
+            size.member: size
+            for size in reversed(self.graph.sizes)
+            if name in size.rows and size.member not in sizes and failure.where in (None, size.layer)
+        }
+        few = [chosen for count in (1, 2) for chosen in combinations(fitting.values(), count)]
+        ways = [tuple(fitting.values()), *few] if fitting else []
+        for chosen in ways[:_SUBSETS]:
+            self.groups, self.sizes = dict(groups), dict(sizes)
+            for size in chosen:
                 self._adopt(size)
             left = self._failure([*self.accepted, name])
-        return None
+            if left is None or left.where not in (None, failure.where):
+                return left
+        self.groups, self.sizes = groups, sizes
+        return failure
 
     def _adopt(self, size: WrittenSize) -> None:
         self.sizes[size.member] = size
