@@ -40,6 +40,7 @@ def calibrate(
     A shard that is there already, of the same model, settings and data, is not made again.
     """
     from quantrim.errors import DataError
+    from quantrim.journal import journal_beside
     from quantrim.post_training.config import PtqConfig
     from quantrim.post_training.shards import calibrate_shard, load_shard, save_shard, shards_key
 
@@ -60,8 +61,9 @@ def calibrate(
             raise DataError(f"{output}: a shard of another model or of other settings. Delete it first.")
         console.print(f"{output}: shard {index} of {count} is there already", markup=False)
     else:
-        made = calibrate_shard(model, data, config, index, count, preprocess=preprocess)
-        save_shard(made, output)
+        with journal_beside(output) as journal:
+            made = calibrate_shard(model, data, config, index, count, preprocess=preprocess, journal=journal)
+            save_shard(made, output)
         console.print(
             f"{output}: shard {index} of {count}, {made.samples} samples, {len(made.sketches)} tensors",
             markup=False,

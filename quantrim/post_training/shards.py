@@ -22,10 +22,11 @@ from quantrim.files import absence, atomic_path
 from quantrim.graph import graph_from_onnx, normalize, read_onnx
 from quantrim.graph.feeds import IMAGENET, KEPT_SAMPLES, ImagePreprocess, calibration_feeds
 from quantrim.graph.ports import Feed, fill_shape, input_ports
+from quantrim.journal import Journal
 from quantrim.placement import place
 from quantrim.post_training.calibrate import collect
 from quantrim.post_training.config import PtqConfig
-from quantrim.post_training.resume import UNREADABLE, sketch_arrays, sketches_of
+from quantrim.post_training.resume import UNREADABLE, saved_pass, sketch_arrays, sketches_of
 from quantrim.ranges import Sketch
 
 _FORMAT = 1
@@ -123,6 +124,7 @@ def calibrate_shard(
     *,
     preprocess: ImagePreprocess | Callable[[Path], np.ndarray] = IMAGENET,
     on_batch: Callable[[int], None] | None = None,
+    journal: Journal | None = None,
 ) -> Shard:
     """Sketch a shard of the calibration data.
 
@@ -134,6 +136,7 @@ def calibrate_shard(
         count: number of shards.
         preprocess: for image files.
         on_batch: called with the number of samples of each batch.
+        journal: what a killed run had sketched, and what this one does.
 
     Raises:
         ConfigError: index and count don't fit.
@@ -171,7 +174,8 @@ def calibrate_shard(
             kept.extend({name: array[row : row + 1] for name, array in feed.items()} for row in rows)
             yield feed
 
-    sketches = collect(normalized, plan.groups, counted(), shapes=graph.shapes, on_batch=on_batch)
+    saved = None if journal is None else saved_pass(journal, normalized, plan.groups, [first])
+    sketches = collect(normalized, plan.groups, counted(), shapes=graph.shapes, on_batch=on_batch, saved=saved)
     return Shard(shards_key(model, config), index, count, sketches, tuple(kept), seen, config.samples)
 
 

@@ -21,6 +21,8 @@ log = logging.getLogger("quantrim.serving")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 #: nginx's word for a client that left before its answer; nobody receives it.
 CLIENT_GONE = 499
+#: Bytes of a request's head; h11 counts those that come piece by piece alone.
+HEAD_BYTES = 16 * 1024
 #: Seconds for which the rest of a refused upload is read and thrown away.
 _DRAIN_S = 1.0
 ROUTES = frozenset({"/predict", "/health", "/healthz", "/readyz", "/metrics"})
@@ -44,6 +46,10 @@ class Requests:
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send)
+        if _head_bytes(scope) > HEAD_BYTES:
+            await exchange.fail(431, f"the head of the request has more than {HEAD_BYTES} bytes.")
+            self._finish(exchange)
+            return
         try:
             async with asyncio.timeout(self.answer_s):
                 await self.app(scope, exchange.receive, exchange.send)
@@ -76,6 +82,11 @@ class Requests:
             "client": client[0] if client else None,
         }
         log.log(level, "request", extra=fields)
+
+
+def _head_bytes(scope: Scope) -> int:
+    pairs = sum(len(name) + len(value) for name, value in scope["headers"])
+    return pairs + len(scope.get("raw_path") or b"") + len(scope["query_string"])
 
 
 class _Exchange:

@@ -16,11 +16,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from quantrim.serving.app import create_app
 from quantrim.serving.artefact import Artefact
 from quantrim.serving.limits import ServiceLimits
+from quantrim.serving.middleware import HEAD_BYTES
 
 #: Seconds for which an idle connection is kept for the client's next request.
 _KEEP_ALIVE_S = 15
-#: Bytes of a request's head.
-_HEAD_BYTES = 16 * 1024
 #: Fields of every log record of Python; all others are the caller's.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "color_message", "taskName"}
 
@@ -118,7 +117,7 @@ def server_of(artefact: Artefact, limits: ServiceLimits, host: str, port: int) -
         limit_concurrency=limits.max_connections,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(limits.stop_s)),
-        h11_max_incomplete_event_size=_HEAD_BYTES,
+        h11_max_incomplete_event_size=HEAD_BYTES,
     )
     return uvicorn.Server(config)
 

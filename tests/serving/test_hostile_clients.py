@@ -100,6 +100,14 @@ def test_a_second_request_has_no_more_time_than_the_first(port):
     assert time.monotonic() - begin < 3
 
 
+@pytest.mark.parametrize("head", [b"/?" + b"a" * 40_000, b"/healthz HTTP/1.1\r\n" + b"X: a\r\n" * 9_000])
+def test_a_huge_head_is_refused_even_if_it_comes_at_once(port, head):
+    end = b"" if b"HTTP" in head else b" HTTP/1.1\r\n"
+    client = connected(port)
+    client.sendall(b"GET " + head + end + b"Host: x\r\n\r\n")
+    assert b" 431 " in everything(client).split(b"\r\n")[0]
+
+
 @pytest.mark.parametrize("head", [b"Content-Length: 9999\r\n", b"Transfer-Encoding: chunked\r\n"])
 @pytest.mark.parametrize(("path", "status"), [(b"/predict", b"408"), (b"/nowhere", b"404")])
 def test_a_body_that_drips_is_refused_and_the_connection_closed(port, head, path, status):
