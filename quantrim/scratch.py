@@ -38,8 +38,9 @@ _YOUNG_S = 60.0
 #: A temporary file beside its target is a dead process's when nobody has written to it for so long, seconds.
 _ABANDONED_S = 3600.0
 
-#: Folders that this process has claimed, with how often: recipes claim a folder and so do the verbs they call.
-_claimed: dict[Path, tuple[int, int]] = {}
+#: Folders that this process has claimed: how often (recipes claim a folder, and so do the verbs they call), the
+#: lock's descriptor, and whether the folder was made for the claim.
+_claimed: dict[Path, tuple[int, int, bool]] = {}
 _claiming = threading.Lock()
 
 
@@ -115,13 +116,9 @@ def claimed(folder: str | Path) -> Iterator[None]:
     if fcntl is None or int(os.environ.get("RANK", "0")) != 0:  # the first process of a group claims for all
         yield
         return
-    made = not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        place = folder.resolve()
         with _claiming:
-            count, handle = _claimed.get(place) or (0, _claim(place))
-            _claimed[place] = count + 1, handle
+            place = _enter(folder)
     except OSError as error:
         raise QuantrimError(
             f"{folder}: can't be written ({error.strerror or error}). Choose a writable folder."
@@ -131,18 +128,37 @@ def claimed(folder: str | Path) -> Iterator[None]:
     finally:
         with _claiming:
             _release(place)
-        if made:
-            with contextlib.suppress(OSError):  # it holds something, as it should
-                place.rmdir()
+
+
+def _enter(folder: Path) -> Path:
+    """Claim a folder once more; where it stands."""
+    for last in (False,) * 99 + (True,):
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        place = folder.resolve()
+        try:
+            count, handle, made = _claimed.get(place) or (0, _claim(place), made)
+        except FileNotFoundError:  # another process has ended, and took its empty folder away
+            if last:
+                raise
+            continue
+        _claimed[place] = count + 1, handle, made
+        break
+    return place
 
 
 def _release(place: Path) -> None:
-    count, handle = _claimed.pop(place)
+    """Give one claim back; with the last one go the lock, and the folder if it was made for it and is empty."""
+    count, handle, made = _claimed.pop(place)
     if count > 1:
-        _claimed[place] = count - 1, handle
-    elif handle >= 0:
+        _claimed[place] = count - 1, handle, made
+        return
+    if handle >= 0:
         (place / _FOLDER_LOCK).unlink(missing_ok=True)
         os.close(handle)
+    if made:
+        with contextlib.suppress(OSError):  # it holds something, as it should
+            place.rmdir()
 
 
 def claiming(verb: Callable[P, R]) -> Callable[P, R]:

@@ -16,7 +16,7 @@ def stopped(error):
 def interrupted(output, work, error=KeyboardInterrupt):
     """Run some work with the journal of an output, and be stopped behind it."""
     with pytest.raises(error), journal_beside(output) as journal:
-        stopped(error(work(journal)))
+        stopped(error(str(work(journal))))
 
 
 def never():

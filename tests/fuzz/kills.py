@@ -12,6 +12,7 @@ result differs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import hashlib
 import importlib
@@ -238,14 +239,20 @@ def ended(child: int, kill_after: float | None = None, number: int = signal.SIGK
             return os.waitstatus_to_exitcode(status)
         if kill_after is not None and time.monotonic() - begin > kill_after:
             if number == signal.SIGKILL:
-                os.killpg(child, number)
+                _kill(child)
             else:
                 os.kill(child, number)
             kill_after = None
         time.sleep(0.005)
-    os.killpg(child, signal.SIGKILL)
+    _kill(child)
     os.waitpid(child, 0)
     return None
+
+
+def _kill(child: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has no group of its own yet
+        os.killpg(child, signal.SIGKILL)
+    os.kill(child, signal.SIGKILL)
 
 
 def age(folder: Path) -> None:
