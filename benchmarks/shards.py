@@ -1,8 +1,8 @@
 """Calibration in 8 shards against one pass over 10,000 images: the same file bit for bit, and flat memory.
 
-    python benchmarks/shards.py [--images 10000] [--shards 8]   # goes on where it stopped
+    python benchmarks/shards.py [--images 10000] [--shards 8] [--side 112]   # goes on where it stopped
 
-EfficientNet-Lite0 with ImageNet weights at 112x112 on crops of photographs, kept as JPEG files. Every pass is
+EfficientNet-Lite0 with ImageNet weights on crops of photographs, kept as JPEG files. Every pass is
 the verb itself in a process of its own; memory is the peak of that process. The last line is what `quantrim
 ptq` says when a shard is lost.
 """
@@ -27,6 +27,7 @@ from quantrim.engines.machine import describe_machine
 FOLDER = Path("build/shards")
 #: Crops made at once.
 _BLOCK = 500
+#: Pixels a side of the stored images; those of the model's input are an option.
 _SIDE = 112
 #: Peak memory of a command; asked for in a small process, since a child's peak begins with its parent's size.
 _MEASURE = """
@@ -74,8 +75,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--shards", type=int, default=8)
-    count, shards = vars(parser.parse_args()).values()
-    model, data = efficientnet_lite0(FOLDER / "efficientnet_lite0.onnx", _SIDE), images(count)
+    parser.add_argument("--side", type=int, default=112, help="of the model's input")
+    count, shards, side = vars(parser.parse_args()).values()
+    model, data = efficientnet_lite0(FOLDER / f"efficientnet_lite0-{side}.onnx", side), images(count)
     print(describe_machine().line(), flush=True)
     how = ("--data", data, "--mean", "0.5", "--std", "0.5", "--samples", count)
     for few in (count // 100, count // 10):

@@ -100,7 +100,13 @@ def compress(
     """Find the fastest file of MODEL within a drop of accuracy, both measured on the engine."""
     console = console_for(json_target)
     if on:
-        for made in run_there(context, on, json_target, samples=samples + (images or JUDGED)):
+        for made in run_there(
+            context,
+            on,
+            json_target,
+            samples=samples + (images or JUDGED),
+            record=record_of(output, "compress"),
+        ):
             _carry(console, model, chosen_deploy([model], deploy, mean, std, fit), made)
         return
     pick_ms, max_drop = picked(pick, max_drop)

@@ -57,6 +57,7 @@ def run_there(
     *,
     samples: int | None = None,
     native: Callable[[dict[str, Path]], list[list[str]]] | None = None,
+    record: Path | None = None,
 ) -> list[Path]:
     """Run the verb on other machines, print what they print, and emit their JSON.
 
@@ -66,6 +67,7 @@ def run_there(
         json_target: text of ``--json``.
         samples: how many samples of a folder of images the verb takes; None for all.
         native: models by name on the host → commands of the native runner; None where it has none for the verb.
+        record: file that the JSON goes to without ``--json``, where one machine was asked.
 
     Returns:
         Output files that came back, in the order of the machines; none for a verb without.
@@ -81,7 +83,7 @@ def run_there(
     console = console_for(json_target)
     output = context.params.get("output")
     outputs = [_output_for(output, device[0].label, len(devices)) for device in devices] if output else []
-    verb = str(context.info_name)
+    verb = context.command_path.split()[1:]
     jobs = [
         partial(_job, staged, verb, outputs[index] if outputs else None, native)
         for index in range(len(devices))
@@ -94,7 +96,8 @@ def run_there(
             answers.append(answer)
             _show(console, answer)
     if answers:
-        emit_json(_values(answers, one=len(devices) == 1), json_target)
+        one = len(devices) == 1
+        emit_json(_values(answers, one=one), json_target, record if one else None)
     if failures:
         raise EngineError("; ".join(map(str, failures)))
     code = max(answer.code for answer in answers)
@@ -144,7 +147,7 @@ def _word(staged: _Staged, name: str, value: Any, samples: int | None) -> str:
 
 def _job(
     staged: _Staged,
-    verb: str,
+    verb: list[str],
     output: Path | None,
     native: Callable[[dict[str, Path]], list[list[str]]] | None,
     host: Host,
@@ -153,11 +156,13 @@ def _job(
 
     if host.native:
         if native is None:
-            raise ConfigError(f"{host.address}: the native runner can't {verb}; name a quantrim there.")
+            raise ConfigError(
+                f"{host.address}: the native runner can't {' '.join(verb)}; name a quantrim there."
+            )
         models = {there: staged.files[there] for there in staged.names if there in staged.files}
         commands = native(models)
     else:
-        commands = [[verb, *staged.words, *(["-o", f"{OUT}/{output.name}"] if output else [])]]
+        commands = [[*verb, *staged.words, *(["-o", f"{OUT}/{output.name}"] if output else [])]]
     outputs = {}
     if output is not None:
         outputs = {f"{OUT}/{file.name}": file for file in (output, output.with_suffix(".ranges.json"))}

@@ -9,6 +9,7 @@ import typer
 
 from quantrim.cli.options import Command, ThreadsOption
 from quantrim.cli.output import JsonOption, console_for, emit_json
+from quantrim.cli.remote import OnOption, run_there
 
 if TYPE_CHECKING:
     from quantrim.targets import Target
@@ -20,11 +21,13 @@ app = typer.Typer(
 
 @app.command("learn", cls=Command)
 def learn(
+    context: typer.Context,
     output: Annotated[Path, typer.Option("-o", "--output", help="JSON file to write, for --target.")],
     engine: Annotated[
         list[str] | None, typer.Option(help="Engine to ask; several: the file shall be fast on each. All.")
     ] = None,
     threads: ThreadsOption = 1,
+    on: OnOption = None,
     json_target: JsonOption = None,
 ) -> None:
     """Ask engines by small graphs what they run in INT8 on this machine, and write it as a target.
@@ -35,6 +38,9 @@ def learn(
     from quantrim.probing import Answer, learn_target
     from quantrim.targets import save_target
 
+    if on:
+        run_there(context, on, json_target)
+        return
     engines = cast("tuple[EngineName, ...]", tuple(engine or installed_engines()))
     console = console_for(json_target)
 

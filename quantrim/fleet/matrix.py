@@ -22,6 +22,7 @@ from quantrim.fleet.cache import Cache, Step, made_in
 from quantrim.fleet.spec import BudgetSpec, FleetSpec, ModelSpec
 from quantrim.fleet.work import Outcome, done, end_running
 from quantrim.scratch import claiming
+from quantrim.targets import target_named
 
 #: Timed rounds of every race.
 _REPEAT = 50
@@ -245,12 +246,13 @@ class _Plan:
             asked["max_drop"] = limits.max_drop
         else:
             asked |= {"target": self.spec.rules_of(target), "accept": limits.accept}
+        rules = repr(sorted(_plain(asdict(target_named(self.spec.rules_of(target)))).items()))
         files = {
             "model": str(given.file.resolve()),
             "data": str(given.data.resolve()),
             "deploy": None if given.deploy is None else str(given.deploy.resolve()),
         }
-        facts = asked | self._digests(given) | {"versions": self._versions(engine)}
+        facts = asked | self._digests(given) | {"rules": rules, "versions": self._versions(engine)}
         if limits.max_drop is None:
             return Step("ptq", facts, asked | files)
         return Step("compress", facts | {"processor": self.machine.processor}, asked | files)
@@ -282,6 +284,15 @@ class _Plan:
     def _versions(self, engine: str) -> dict[str, str]:
         names = ("quantrim", "numpy", "onnx", "onnxruntime", engine)
         return {name: self.machine.versions[name] for name in names if name in self.machine.versions}
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a target with their sets in order, without what people are told of it."""
+    return {
+        name: sorted(value) if isinstance(value, frozenset) else value
+        for name, value in fields.items()
+        if name not in ("name", "notes")
+    }
 
 
 def _on_processes(cache: Cache, steps: Sequence[Step], workers: int) -> Iterator[tuple[str, Outcome]]:

@@ -58,7 +58,8 @@ class TargetSpec(ConfigSection):
     """Where files shall run.
 
     Attributes:
-        target: rules that place the quantizers; its own name by default.
+        target: rules that place the quantizers, by name or as the .json file of a learned target; its own name
+            by default.
         engine: that judges and is timed; the target's first by default.
         on: device that is timed, ``ssh://...``; this machine by default.
         threads: CPU threads of a run.
@@ -118,8 +119,10 @@ class FleetSpec(ConfigSection):
     @model_validator(mode="after")
     def _known_targets(self) -> FleetSpec:
         for name, target in self.targets.items():
+            word = target.target or name
             try:
-                target_named(target.target or name)
+                if not word.endswith(".json"):  # a learned one; where it lies is known later
+                    target_named(word)
             except ConfigError as error:
                 raise ValueError(f"{name}: {error} Or give the key target.") from error
         return self
@@ -138,6 +141,7 @@ def read_fleet(path: str | Path) -> FleetSpec:
 
     Raises:
         ConfigError: names file, line and key of what is wrong.
+        DataError, CheckpointError: the file of a learned target is missing or damaged.
     """
     document = read_document(path)
     try:
@@ -161,4 +165,13 @@ def read_fleet(path: str | Path) -> FleetSpec:
             place = getattr(model, key)
             if place is not None and not place.exists():
                 raise document.fail(f"models.{name}.{key}", f"{place}: no such file.")
-    return spec.model_copy(update={"models": models})
+    targets = {
+        name: one.model_copy(update={"target": str((home / one.target).resolve())})
+        if one.target and one.target.endswith(".json")
+        else one
+        for name, one in spec.targets.items()
+    }
+    spec = spec.model_copy(update={"models": models, "targets": targets})
+    for name in targets:
+        target_named(spec.rules_of(name))
+    return spec

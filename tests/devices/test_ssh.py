@@ -118,6 +118,19 @@ def test_inspect_sends_float_model_data_and_deploy(port, quantrim, residual_onnx
     assert shape_of(value) == shape_of(expected)
 
 
+def test_a_target_is_learned_there(port, program, tmp_path):
+    there = program(
+        "quantrim", f'echo "$@" > {tmp_path}/asked; echo "{{}}" > out/0.json; echo learned > out/pi.json'
+    )
+    done = call("target", "learn", "-o", tmp_path / "pi.json", "--engine", "openvino", "--threads", 2,
+                "--on", f"ssh://board:{port}{there}")  # fmt: skip
+    assert done.exit_code == 0, (done.output, done.exception)
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked[:2] == ["target", "learn"]
+    assert {"--engine", "openvino", "--threads", "2", "-o", "out/pi.json"} <= set(asked)
+    assert (tmp_path / "pi.json").read_text() == "learned\n"
+
+
 def test_compress_brings_the_file_back(port, quantrim, residual_onnx, images, tmp_path):
     np.save(tmp_path / "images.npy", images)
     output = tmp_path / "best.onnx"
@@ -128,6 +141,9 @@ def test_compress_brings_the_file_back(port, quantrim, residual_onnx, images, tm
     value = json.loads((tmp_path / "c.json").read_text())
     assert value["output"] == str(output)
     onnx.checker.check_model(onnx.load(output))
+    again = call(*words, "-o", output, "--max-drop", 100, "--on", f"ssh://board:{port}{quantrim}")
+    assert again.exit_code == 0
+    assert json.loads((tmp_path / "best.compress.json").read_text()).keys() == value.keys()
 
 
 def test_several_machines_at_once_and_one_that_is_dead(port, closed_port, quantrim, residual_onnx, tmp_path):

@@ -163,6 +163,16 @@ def test_a_wrong_file_is_one_line_with_its_place(folder, old, new, words):
         read_fleet(folder / "fleet.yaml")
 
 
+def test_a_learned_target_is_a_file_beside_the_yaml(folder):
+    from quantrim.targets import ONNXRUNTIME, save_target
+
+    save_target(ONNXRUNTIME, folder / "mine.json")
+    (folder / "fleet.yaml").write_text(YAML.replace("{target: onnxruntime}", "{target: mine.json}"))
+    spec = read_fleet(folder / "fleet.yaml")
+    assert spec.engine_of("fast") == "onnxruntime"
+    assert Path(spec.rules_of("fast")) == folder / "mine.json"
+
+
 def test_the_fastest_file_within_a_drop(folder):
     text = YAML.replace("  openvino:\n", "").replace("  any: {accept: any}\n", "  drop: {max_drop: 100}\n")
     (folder / "fleet.yaml").write_text(text.replace("  small: {accept: any, max_mb: 0.001}\n", ""))
