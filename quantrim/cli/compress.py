@@ -30,7 +30,7 @@ from quantrim.cli.options import (
     TuneSecondsOption,
     parse_shape,
 )
-from quantrim.cli.output import JsonOption, console_for, emit_artefact, warn_of_scatter
+from quantrim.cli.output import JsonOption, console_for, emit_artefact, record_of, warn_of_scatter
 from quantrim.cli.remote import OnOption, run_there
 from quantrim.cli.tuning import show_trial, tuning_memory
 from quantrim.errors import ConfigError
