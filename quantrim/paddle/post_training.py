@@ -116,7 +116,7 @@ class PostTrainingQuantization:
         self._model = _model(executor, model_dir, model_filename, params_filename)
         self._data, samples = _source(sample_generator, batch_generator, data_loader, batch_size, batch_nums)
         self._example = example_inputs
-        rules = target or target_of(late.get("deploy_backend"))
+        rules = _rules(target, late.get("deploy_backend"))
         op_types = None if is_full_quantize else ops_of(quantizable_op_type, rules, "quantizable_op_type")
         rounding = ("adaround",) if late.get("round_type", "round") == "adaround" else ()
         self._config = PtqConfig(
@@ -168,6 +168,16 @@ class PostTrainingQuantization:
         return output
 
 
+def _rules(target: str | None, backend: str | None) -> str:
+    """The target that one of two arguments names."""
+    if target is not None and backend is not None and target_of(backend) != target:
+        raise ConfigError(
+            f"deploy_backend is {backend!r}, but target is {target!r}; give one of the two.",
+            field="deploy_backend",
+        )
+    return target or target_of(backend)
+
+
 def _check_late(late: dict[str, Any]) -> None:
     """Refuse or doubt values of PaddleSlim's later arguments that nothing here can obey."""
     for name, (only, why) in _FIXED.items():
@@ -190,6 +200,10 @@ def _check_late(late: dict[str, Any]) -> None:
 
 def _model(executor: Any, folder: Any, model: str | None, params: str | None) -> Any:
     """The model that ``model_dir`` and its file names, or the first argument, stand for."""
+    if folder is None or not isinstance(folder, str | Path):
+        for name, word in (("model_filename", model), ("params_filename", params)):
+            if word is not None:
+                raise ConfigError(f"{name} {word!r}: there is no model_dir that it lies in.", field=name)
     if folder is None:
         if executor is None:
             raise ConfigError("model_dir is missing: the folder or the file of the model.", field="model_dir")

@@ -29,6 +29,8 @@ from quantrim.qat.export.export import ExportResult
 
 #: Attribute of a quantized module: its :class:`quantrim.qat.QAT`, None until it is called for the first time.
 _MADE = "quantrim_training"
+#: And its settings, as they were given.
+_SETTINGS = "quantrim_settings"
 
 
 class QAT:
@@ -81,6 +83,7 @@ class QAT:
                 optimizer is made.
         """
         made = _quantized(self.settings, model, example_inputs, inplace)
+        setattr(made, _SETTINGS, self.settings)
         self._models.add(made)
         return made
 
@@ -121,7 +124,15 @@ def quant_aware(
     """
     if isinstance(place, str | torch.device):
         program.to(place)
-    quantized = program if hasattr(program, _MADE) else QAT(config).quantize(program, example_inputs)
+    quantized = program
+    if not hasattr(program, _MADE):
+        quantized = QAT(config).quantize(program, example_inputs)
+    elif config is not None and config_from_paddle(config) != getattr(program, _SETTINGS):
+        raise ConfigError(
+            "config differs from the one that this module was quantized with, and would change nothing. Leave "
+            "it out, or quantize a fresh module.",
+            field="config",
+        )
     return Evaluated(quantized) if for_test else quantized
 
 

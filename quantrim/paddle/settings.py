@@ -141,14 +141,13 @@ def config_from_paddle(settings: Mapping[str, Any] | None) -> PaddleSettings:
     for key, value, reason in _IDLE:
         if given.get(key) is value:
             warnings.warn(f"{key}={value} changes nothing here: {reason}", stacklevel=2)
+    _require_consistent(given)
     target = _target(given)
     weight, per_channel = _choice(given, "weight_quantize_type", _WEIGHTS, "channel_wise_abs_max")
     activation = _choice(given, "activation_quantize_type", _ACTIVATIONS, "moving_average_abs_max")
     if _choice(given, "activation_preprocess_type", {None: None, "PACT": "pact"}, None):
         activation = "pact"
     if given.get("scale_trainable"):
-        if activation == "pact":
-            raise ConfigError("scale_trainable and activation_preprocess_type 'PACT' both learn the scales.")
         weight, activation = "lsq", "lsq"
     config = QATConfig(
         weight=weight,
@@ -164,6 +163,27 @@ def config_from_paddle(settings: Mapping[str, Any] | None) -> PaddleSettings:
         freeze_batch_norm_at=0 if given.get("fuse_conv_bn") else None,
     )
     return PaddleSettings(config, target)
+
+
+def _require_consistent(given: Mapping[str, Any]) -> None:
+    """Refuse a key that another one would silently win over."""
+    trained = bool(given.get("scale_trainable"))
+    pact = given.get("activation_preprocess_type") == "PACT"
+    backend = given.get("deploy_backend")
+    measured = ("range_abs_max", "abs_max")
+    for wrong, key, other in (
+        (trained and pact, "scale_trainable", "activation_preprocess_type 'PACT' learns the scales, too"),
+        ((trained or pact) and given.get("activation_quantize_type") in measured, "activation_quantize_type",
+         "the scales are learned; only moving_average_abs_max, its start, goes with that"),
+        (trained and given.get("weight_quantize_type") in ("range_abs_max", "moving_average_abs_max"),
+         "weight_quantize_type", "scale_trainable learns the steps; only (channel_wise_)abs_max goes with it"),
+        (bool(given.get("for_tensorrt")) and backend is not None and str(backend).lower() != "tensorrt",
+         "deploy_backend", "for_tensorrt names another engine"),
+        ("quantize_op_types" in given and given.get("quantizable_layer_type") is not None, "quantize_op_types",
+         "quantizable_layer_type says the same by layers; give one of the two"),
+    ):  # fmt: skip
+        if wrong:
+            raise ConfigError(f"{key} is {given[key]!r}, but {other}.", field=key)
 
 
 def _require(given: Mapping[str, Any], key: str, legal: tuple[Any, ...], default: Any) -> Any:

@@ -85,7 +85,7 @@ def test_every_canonical_op_of_the_table_exists():
         ({"quantize_op_types": "conv2d"}, "give a list of names"),
         ({"weight_quantize_type": {}}, "weight_quantize_type is {}"),
         ({"deploy_backend": "ARM"}, "Paddle Lite is not in scope"),
-        ({"scale_trainable": True, "activation_preprocess_type": "PACT"}, "both learn"),
+        ({"scale_trainable": True, "activation_preprocess_type": "PACT"}, "learns the scales"),
         ({"weight_bits": 17}, "1 to 16"),
         ({"moving_rate": 2.0}, "moving_rate"),
     ],
