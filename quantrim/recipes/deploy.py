@@ -13,7 +13,6 @@ from quantrim.errors import ConfigError
 from quantrim.files import write_text
 from quantrim.judges import Judging
 from quantrim.judges.bars import level_named, task_named
-from quantrim.rewrites.files import asked_precision
 
 #: Keys of ``deploy.yaml`` that hold for the model's own files alone ("params" is PaddleSeg's).
 _FILES = ("model", "params", "precision")
@@ -63,6 +62,8 @@ def carry_deploy(model: Path, deploy: Path | None, output: Path) -> Path | None:
 
 def precision_entry(model: Path) -> dict[str, str]:
     """What ``deploy.yaml`` says of the precision that tuning found for a file; nothing where that is FP32."""
+    from quantrim.rewrites.files import asked_precision  # loads an engine, which the command line doesn't need
+
     asked = asked_precision(model)
     return {} if asked == "f32" else {"precision": asked}
 

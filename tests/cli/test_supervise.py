@@ -117,3 +117,11 @@ def test_an_internal_error_keeps_its_traceback(tmp_path):
     code, errors = ended(start("1 / 0", tmp_path))
     assert code == 70
     assert errors.rstrip().endswith("ZeroDivisionError: division by zero")
+
+
+def test_the_command_line_loads_no_engine_before_the_child_is_there():
+    """What a child loads may crash or leave files (ONNX Runtime's ``.ses``) with the child alone."""
+    program = "import sys, quantrim.cli; print(*{'onnxruntime', 'openvino', 'torch'} & set(sys.modules))"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == []
