@@ -49,7 +49,13 @@ from quantrim.recipes.probes import LEGAL_METRICS, examples_of, probe_of
 from quantrim.recipes.runs import example_input, export, validation
 from quantrim.recipes.sensitivity_plot import plot_sensitivity
 from quantrim.scratch import claiming
-from quantrim.vision.config import Config, build_data, build_loss, build_optimizer
+from quantrim.vision.config import (
+    Config,
+    build_data,
+    build_distillation,
+    build_loss,
+    build_optimizer,
+)
 from quantrim.vision.train import TrainResult, TrainSettings, train
 
 #: Fields of a request that pruning for latency takes as they are.
@@ -383,12 +389,17 @@ class _Run:
             scheduler=scheduler,
             validate=lambda module: {settings.best_key: self.judge(module)},
             teacher=self.teacher if self.recipe.distill else None,
-            distill=(boxes_distance(self.teacher) or distillation_loss) if self.recipe.distill else None,
+            distill=self._taught if self.recipe.distill else None,
             resume=folder if begun else None,
             progress=self.progress,
         )
         self.seconds["retraining"] += result.seconds
         return result
+
+    def _taught(self, outputs: Any, expected: Any) -> Tensor:
+        settings = build_distillation(self.config)
+        compare = boxes_distance(self.teacher) or partial(distillation_loss, temperature=settings.temperature)
+        return settings.weight * compare(outputs, expected)
 
     def _keep_best(
         self, model: nn.Module, trained: TrainResult, before: Mapping[str, Tensor], pruned: float

@@ -38,7 +38,13 @@ from quantrim.recipes.runs import finish_output, validation, write_deploy
 from quantrim.rewrites import Memory, tune_file
 from quantrim.scratch import claiming, scratch_folder
 from quantrim.targets import target_named
-from quantrim.vision.config import Config, build_data, build_loss, build_optimizer
+from quantrim.vision.config import (
+    Config,
+    build_data,
+    build_distillation,
+    build_loss,
+    build_optimizer,
+)
 from quantrim.vision.models.detection import is_detector
 from quantrim.vision.processes import from_first, is_first
 from quantrim.vision.train import TrainResult, TrainSettings, train
@@ -282,7 +288,8 @@ def _train(
     if recipe.distillation is not None:
         if recipe.teacher is not None:
             teacher = load_float(config, recipe.teacher).model
-        distiller = Distiller(qat.module, teacher, recipe.distillation, boxes_distance(teacher))
+        taught = build_distillation(config, recipe.distillation)
+        distiller = Distiller(qat.module, teacher, taught, boxes_distance(teacher))
     try:
         return train(
             qat.module,

@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from quantrim.distillation import Distillation
 from quantrim.errors import ConfigError, ModelError
 from quantrim.vision import losses
 from quantrim.vision.data.build import Facts, facts_of, open_data
@@ -163,6 +164,12 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         return model_from_spec(spec, trust_code=config.trust_code)
     except ConfigError as error:
         raise config.fail("model", str(error)) from error
+
+
+def build_distillation(config: Config, given: Distillation | None = None) -> Distillation:
+    """Settings of distillation, with the weight of the configuration's ``distill_loss`` where it has one."""
+    given, spec = given or Distillation(), config.spec.distill_loss
+    return given if spec is None else replace(given, weight=spec.coef[0], temperature=1.0)
 
 
 def build_loss(config: Config, ignore_index: int, model: nn.Module | None = None) -> LossFunction:

@@ -425,6 +425,19 @@ class TestSpec(ConfigSection):
     keep_top_k: Count = 100
 
 
+class KLLoss(ConfigSection):
+    """PaddleSeg's distance to the teacher's classes, at temperature 1."""
+
+    type: Literal["KLLoss"]
+
+
+class DistillSpec(ConfigSection):
+    """How much the teacher counts where ``qat --distill`` or ``prune`` has one; outputs count alike."""
+
+    types: Annotated[list[KLLoss], Field(min_length=1, max_length=1)]
+    coef: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, max_length=1)]
+
+
 class ExportSpec(ConfigSection):
     """Preprocessing at deployment where it is not validation's."""
 
@@ -432,7 +445,7 @@ class ExportSpec(ConfigSection):
 
 
 class ConfigSpec(ConfigSection):
-    """A whole configuration; ``distill_loss`` is PaddleSeg's, distillation here is an option of ``qat``."""
+    """A whole configuration."""
 
     model: ModelSpec
     train_dataset: AnyData
@@ -444,7 +457,7 @@ class ConfigSpec(ConfigSection):
     lr_scheduler: AnySchedule | None = None
     learning_rate: OldRate | None = None
     loss: LossesSpec = LossesSpec(types=[{"type": "CrossEntropyLoss"}], coef=[1])  # type: ignore[list-item]
-    distill_loss: Any = None
+    distill_loss: DistillSpec | None = None
     test_config: TestSpec | None = None
     export: ExportSpec = ExportSpec()
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None

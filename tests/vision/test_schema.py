@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from quantrim.distillation import Distillation
 from quantrim.errors import ConfigError
-from quantrim.vision.config import build_data, load_config
+from quantrim.vision.config import build_data, build_distillation, load_config
 
 GOOD = """
 batch_size: 3
@@ -117,3 +118,29 @@ def test_an_override_of_a_place_that_a_list_lacks_is_told(tmp_path, key):
     (tmp_path / "c.yml").write_text(GOOD)
     with pytest.raises(ConfigError, match="no place in a list of 2; give 0 to 1"):
         load_config(tmp_path / "c.yml", [f"{key}=1"])
+
+
+def test_distill_loss_is_the_weight_of_the_teacher(tmp_path: Path):
+    path = tmp_path / "c.yml"
+    path.write_text(GOOD + "distill_loss: {types: [{type: KLLoss}], coef: [3]}\n")
+    found = build_distillation(load_config(path), Distillation(features=("head",)))
+    assert (found.weight, found.temperature, found.features) == (3.0, 1.0, ("head",))
+    path.write_text(GOOD)
+    assert build_distillation(load_config(path)) == Distillation()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("{types: [{type: MSELoss}], coef: [1]}", "distill_loss.types.0.type"),
+        ("{types: [{type: KLLoss}], coef: [1, 2]}", "distill_loss.coef"),
+        ("{types: [{type: KLLoss}]}", "distill_loss.coef: is missing"),
+        ("3", "distill_loss: is 3"),
+    ],
+)
+def test_a_distill_loss_that_nobody_computes_is_refused(tmp_path: Path, given: str, words: str):
+    path = tmp_path / "c.yml"
+    path.write_text(GOOD + f"distill_loss: {given}\n")
+    with pytest.raises(ConfigError) as told:
+        load_config(path)
+    assert words.replace(".0.", "[0].") in str(told.value) or words in str(told.value), str(told.value)
