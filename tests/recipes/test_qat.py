@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +192,18 @@ def test_wrong_options_are_one_line_errors_and_leave_no_files(
     result = CliRunner().invoke(app, [*arguments, "--save-dir", str(tmp_path / "run"), *options])
     assert message in str(result.exception)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_result(folder: Path, tmp_path: Path):
+    launch = ["torch.distributed.run", "--nproc-per-node=2", "--master-port=29613", "-m", "quantrim"]
+    options = ["qat", "-c", str(folder / "config.yml"), "--weights", str(folder / "fp32.pth"), "--iters", "4"]
+    options += ["--save-interval", "2", "--samples", "16", "--rank-ranges", "max", "--device", "cpu"]
+    command = [sys.executable, "-m", *launch, *options, "--save-dir", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((tmp_path / "run" / "qat.json").read_text())
+    assert report["metrics"]["exported"] == max(report["metrics"]["ptq"], report["metrics"]["qat"])
+    assert report["metrics"]["engine"] == pytest.approx(report["metrics"]["exported"], abs=0.05)
+    assert done.stdout.count("on the engine") == 1  # rank 0 alone reports

@@ -27,6 +27,8 @@ from quantrim.ranges.scales import SMALLEST_SCALE
 
 #: Distance from the edge between two codes, in steps, that rounding errors of sums explain.
 EDGE = 0.01
+#: Largest distance that is explained where a tensor reaches very far, so that large terms have cancelled.
+_WIDEST_EDGE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,16 @@ def agreement(
     return forced.result(max(distances, default=0.0))
 
 
+def edge_of(steps: Tensor) -> float:
+    """Distance from the edge between two codes that rounding errors explain, for values in steps.
+
+    Where a clipped tensor reaches far beyond its codes, values near an edge may be what is left of terms as
+    large, each of which float32 holds to 2^-24 of itself.
+    """
+    reach = float(steps.abs().amax()) if steps.numel() else 0.0
+    return min(EDGE + reach * 2.0**-24, _WIDEST_EDGE)
+
+
 class Force(Simulate):
     """Visitor that compares each tensor's codes with given ones and goes on with those.
 
@@ -133,7 +145,7 @@ class Force(Simulate):
         if scale <= 2 * SMALLEST_SCALE:  # all zeros so far: a rounding error of a sum is many such steps
             theirs = ours
         differs = ours != theirs
-        edge = (real - torch.floor(real) - 0.5).abs() <= EDGE
+        edge = (real - torch.floor(real) - 0.5).abs() <= edge_of(real)
         beyond = differs & ~(edge & ((ours - theirs).abs() == 1))
         self.counts[tensor] = (ours.numel(), int(differs.sum()), int(beyond.sum()))
         return ((theirs - zero_point) * scale).to(x.dtype)
