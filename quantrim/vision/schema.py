@@ -432,7 +432,7 @@ class KLLoss(ConfigSection):
 
 
 class DistillSpec(ConfigSection):
-    """How much the teacher counts where ``qat --distill`` or ``prune`` has one; outputs count alike."""
+    """How much the teacher counts where a student learns from one; outputs count alike."""
 
     types: Annotated[list[KLLoss], Field(min_length=1, max_length=1)]
     coef: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, max_length=1)]
