@@ -54,6 +54,17 @@ def test_portable_puts_quantizers_behind_every_convolution_the_last_included():
     assert plan.outputs == {"d_out"}
 
 
+@pytest.mark.parametrize("target", [PORTABLE, ONNXRUNTIME])
+def test_a_residual_add_behind_a_leaky_relu_runs_int8(target):
+    net = graph(
+        conv("a", "image"), op("leaky_relu", "act", "a_out"), conv("b", "act_out"),
+        op("leaky_relu", "act2", "b_out"), op("add", "sum", "act2_out", "act_out"), conv("c", "sum_out"),
+    )  # fmt: skip
+    plan = place(net, target)
+    assert plan.int8_nodes == {node.name for node in net.nodes}
+    assert {"a_out", "act_out", "act2_out", "sum_out"} <= set(plan.groups)
+
+
 def test_openvino_leaves_the_last_result_float():
     plan = place(RESIDUAL, OPENVINO)
     assert plan.outputs == frozenset()
