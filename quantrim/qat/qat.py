@@ -321,8 +321,9 @@ def _batch_statistics(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[
     fresh = [inner for inner in module.modules() if several and _never_trained(inner)]
     kept = [(inner.training, inner.momentum, inner.num_batches_tracked) for inner in fresh]
     try:
-        for inner in fresh:
-            inner.training, inner.momentum, inner.num_batches_tracked = True, 0.0, None
+        for inner, (_, _, count) in zip(fresh, kept, strict=True):
+            counted = None if count is None else count.clone()  # synchronized ones ask for it
+            inner.training, inner.momentum, inner.num_batches_tracked = True, 0.0, counted
         yield
     finally:
         for inner, (training, momentum, count) in zip(fresh, kept, strict=True):

@@ -3,6 +3,9 @@
 A BatchNorm remembers the mean and the variance of what reached it in training. Images that start as noise and
 follow the gradient until every layer sees those means and variances again give activations the ranges that
 real images give them (Cai et al., "ZeroQ", CVPR 2020; Haroush et al., "The Knowledge Within", CVPR 2020).
+
+The gradient is followed in frequencies scaled by 1/f, the spectrum of natural images: pixel by pixel it would
+add high-frequency noise that deceives the statistics (Olah et al., "Feature Visualization", Distill 2017).
 """
 
 from __future__ import annotations
@@ -79,18 +82,32 @@ def images_of_statistics(
 
 
 def _followed(module: nn.Module, layers: Sequence[_BatchNorm], start: Tensor, steps: int) -> Tensor:
-    images = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([images], LEARNING_RATE)
+    scale = _natural(start.shape[-2], start.shape[-1]).to(start.device)
+    waves = torch.view_as_real(torch.fft.rfft2(start, norm="ortho") / scale).requires_grad_()
+    optimizer = torch.optim.Adam([waves], LEARNING_RATE)
+
+    def images() -> Tensor:
+        spectrum = torch.view_as_complex(waves) * scale
+        return torch.fft.irfft2(spectrum, s=start.shape[-2:], norm="ortho")
+
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with _Watch.on(layers) as watch:
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
             watch.distances.clear()
-            module(images)
+            module(images())
             torch.stack(watch.distances).mean().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    return images.detach()
+    with torch.no_grad():
+        return images()
+
+
+def _natural(height: int, width: int) -> Tensor:
+    """Amplitudes of natural images, float32 (height, width // 2 + 1): 1/f, of mean square 1."""
+    frequencies = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :])
+    falling = 1 / frequencies.clamp(min=1 / max(height, width))
+    return falling / falling.square().mean().sqrt()
 
 
 @dataclass
