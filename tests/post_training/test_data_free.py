@@ -74,7 +74,7 @@ def test_images_bring_the_layers_nearer_to_what_they_remember(residual_net: nn.M
         return float(np.mean(seen))
 
     start = np.random.default_rng(0).uniform(-3, 3, (8, 3, 32, 32)).astype(np.float32) + 2
-    made = images_of_statistics(residual_net, start, steps=60)
+    made = images_of_statistics(residual_net, start, steps=60, learning_rate=0.1)
     assert made.shape == start.shape
     assert total(made) < 0.3 * total(start)
     assert all(torch.equal(value, before[name]) for name, value in residual_net.state_dict().items())

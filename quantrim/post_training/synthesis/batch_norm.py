@@ -25,7 +25,7 @@ from quantrim.modules import in_mode
 #: Images that are made together; their statistics, not those of each, are to be the layers'.
 TOGETHER = 16
 #: Steps of Adam for a group, and the learning rate at the first; it falls to zero along a cosine.
-STEPS, LEARNING_RATE = 80, 0.1
+STEPS, LEARNING_RATE = 10, 0.02
 #: What a variance is never smaller than where something is divided by it; channels that died have none.
 _SMALL = 1e-6
 
@@ -48,6 +48,7 @@ def images_of_statistics(
     start: np.ndarray,
     *,
     steps: int = STEPS,
+    learning_rate: float = LEARNING_RATE,
     on_images: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Images at whose sight every BatchNorm sees what it saw in training.
@@ -56,6 +57,7 @@ def images_of_statistics(
         module: with layers that remember statistics; neither changed nor left in another mode.
         start: float32 (N, C, H, W): where the images start, in the values that the module takes.
         steps: of the optimiser, for each group of :data:`TOGETHER` images; each runs forward and backward.
+        learning_rate: at the first step, in the units of the images.
         on_images: progress callback, called with the number of images made.
 
     Returns:
@@ -70,7 +72,7 @@ def images_of_statistics(
     with in_mode(module, False), _frozen(module), torch.enable_grad():
         for first in range(0, len(start), TOGETHER):
             group = torch.from_numpy(start[first : first + TOGETHER]).to(device)
-            made.append(_followed(module, layers, group, steps).cpu().numpy())
+            made.append(_followed(module, layers, group, steps, learning_rate).cpu().numpy())
             if on_images is not None:
                 on_images(len(group))
     images = np.concatenate(made)
@@ -81,14 +83,18 @@ def images_of_statistics(
     return images
 
 
-def _followed(module: nn.Module, layers: Sequence[_BatchNorm], start: Tensor, steps: int) -> Tensor:
+def _followed(
+    module: nn.Module, layers: Sequence[_BatchNorm], start: Tensor, steps: int, learning_rate: float
+) -> Tensor:
+    low, high = (edge(start, (0, 2, 3), keepdim=True) for edge in (torch.amin, torch.amax))
     scale = _natural(start.shape[-2], start.shape[-1]).to(start.device)
     waves = torch.view_as_real(torch.fft.rfft2(start, norm="ortho") / scale).requires_grad_()
-    optimizer = torch.optim.Adam([waves], LEARNING_RATE)
+    optimizer = torch.optim.Adam([waves], learning_rate)
 
     def images() -> Tensor:
         spectrum = torch.view_as_complex(waves) * scale
-        return torch.fft.irfft2(spectrum, s=start.shape[-2:], norm="ortho")
+        made = torch.fft.irfft2(spectrum, s=start.shape[-2:], norm="ortho")
+        return torch.clamp(made, low, high)  # an image has a darkest and a lightest value
 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with _Watch.on(layers) as watch:
