@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from quantrim import vision
 from quantrim.engines import open_session
 from quantrim.engines.inspect import inspect
 from quantrim.errors import ConfigError, did_you_mean
@@ -24,9 +23,8 @@ from quantrim.report import write_report
 from quantrim.scratch import claiming
 from quantrim.vision.config import Config, build_data, load_config
 from quantrim.vision.evaluate import engine_predictor
+from quantrim.vision.shipped import shipped_file
 from quantrim.vision.train import TrainResult, TrainSettings
-
-_FOLDER = Path(vision.__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class Story:
         metric: name of the metric that decides, for people.
     """
 
-    config: Path
+    config: str
     model: str
     stem: str
     data: str
@@ -50,8 +48,10 @@ class Story:
 
 #: Demos by task.
 STORIES = {
-    "segmentation": Story(_FOLDER / "demo.yml", "BiSeNetV2", "bisenetv2", "generated fundus pictures", "mIoU"),
-    "detection": Story(_FOLDER / "demo_detection.yml", "YOLOX-nano", "yolox_nano", "generated scenes", "mAP"),
+    "segmentation": Story(
+        "quick_start/demo.yml", "BiSeNetV2", "bisenetv2", "generated fundus pictures", "mIoU"
+    ),
+    "detection": Story("quick_start/demo_detection.yml", "YOLOX-nano", "yolox_nano", "generated scenes", "mAP"),
 }
 #: Pictures in the report.
 _SHOWN = 4
@@ -102,12 +102,13 @@ def demo(
     if task not in STORIES:
         raise ConfigError(f"there is no demo of task {task!r}{did_you_mean(task, STORIES)}", field="task")
     folder, story = Path(save_dir), STORIES[task]
-    config = load_config(story.config)
+    shipped = shipped_file("configs", story.config)
+    config = load_config(shipped)
     loaded, trained = _trained(config, folder, story, iterations, say)
     fp32, int8 = folder / f"{story.stem}.onnx", folder / f"{story.stem}.int8.onnx"
     difference = export(loaded, fp32)
     say(f"2. exported to {fp32}; largest difference from torch {difference:.1e}")
-    calibration = _feeds(load_config(story.config, ["val_dataset.mode=train", "val_dataset.count=100"]), 100)
+    calibration = _feeds(load_config(shipped, ["val_dataset.mode=train", "val_dataset.count=100"]), 100)
     judge = task_judge(config, data=loaded.data, limit=images)
     boxes: dict[str, Any] = {"decoder": judge.decoder, "float_heads": True} if judge.decoder is not None else {}
     quantized = ptq(fp32, calibration, int8, task=task, source="as the data set says", **boxes)

@@ -11,6 +11,7 @@ import pytest
 
 PROGRAM = """
 import os, sys, time, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 import quantrim.cli as cli
 from quantrim.scratch import scratch_folder
 def verb():

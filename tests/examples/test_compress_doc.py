@@ -43,7 +43,9 @@ def test_the_commands_of_the_page_exist_with_their_options(line):
     assert {word for word in words if word.startswith("-")} <= legal
 
 
-def test_every_option_in_the_text_is_one_of_the_verb():
-    command = typer.main.get_command(app).commands["compress"]
-    legal = {word for option in command.params for word in option.opts}
+def test_every_option_in_the_text_is_one_of_its_verbs():
+    commands = typer.main.get_command(app).commands
+    legal = {
+        word for verb in ("compress", "analyze") for option in commands[verb].params for word in option.opts
+    }
     assert set(re.findall(r"`(--[a-z-]+)", TEXT)) <= legal

@@ -25,7 +25,9 @@ CPP = ROOT / "cpp" / "src"
 #: Harness → sources of the runner that it is linked with.
 HARNESSES = {
     "fuzz_data_file": ("data_file",),
-    "fuzz_options": ("data_file", "options", "files", "result", "machine", "accuracy", "statistics", "runner"),
+    "fuzz_options": (
+        *("data_file", "options", "deploy", "files", "result", "machine", "accuracy", "statistics", "runner"),
+    ),
 }
 FLAGS = ["-std=c++17", "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 #: An allocation of terabytes is refused by the allocator, as it is without the sanitizer.

@@ -65,8 +65,8 @@ def test_files_are_prepared_as_deploy_yaml_says_and_large_ones_shown_small(tmp_p
 def test_what_cannot_be_shown_is_one_clear_error():
     picture = np.zeros((8, 8, 3), np.uint8)
     example = ComparedImage("a", picture, Sample(picture.astype(np.float32)))
-    with pytest.raises(ConfigError, match="detection"):
-        compare({}, [example], "detection")
+    with pytest.raises(ConfigError, match="task 'poses' can't be shown"):
+        compare({}, [example], "poses")
     with pytest.raises(ModelError, match="FP32 gives"):
         compare({"FP32": lambda images: np.zeros((1, 10))}, [example], "segmentation")
     with pytest.raises(ModelError, match="INT8 gives"):

@@ -35,7 +35,7 @@ def test_boxes_of_the_canvas_are_told_in_pixels_of_the_image(photos, tmp_path):
     how = Prediction("detection", (HALF,), ("cat", "dog"), decoder=decoder)
     results, times = predict_files(run, photos, how, tmp_path / "out", batch_size=2)
     assert [result["boxes"] for result in results] == [
-        [{"class": "dog", "score": pytest.approx(0.9), "box": [8.0, 12.0, 40.0, 36.0]}]
+        [{"class": "dog", "index": 1, "score": pytest.approx(0.9), "box": [8.0, 12.0, 40.0, 36.0]}]
     ] * 3
     assert len(times) == 2
     drawn = cv2.imread(str(tmp_path / "out/added_prediction/0.png"))

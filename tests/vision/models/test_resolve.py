@@ -31,6 +31,8 @@ def test_every_name_builds_a_module(name):
         arguments = {"backbone": {"type": "ResNet50_vd"}}
     elif name == "FCN":
         arguments = {"backbone": {"type": "HRNet_W18"}}
+    elif name == "YOLOv3":
+        arguments = {"backbone": {"type": "torchvision.models.resnet18"}}
     elif name == "TorchvisionSSD":
         body = "torchvision.models.detection.ssdlite320_mobilenet_v3_large"
         arguments = {"detector": {"type": body, "weights_backbone": None, "num_classes": 3}}
