@@ -31,6 +31,8 @@ except ImportError:  # Windows: temporary folders go at the end of the process, 
 P = ParamSpec("P")
 R = TypeVar("R")
 _PREFIX = "quantrim-"
+#: Random letters that tempfile.mkdtemp puts behind it.
+_RANDOM = 8
 _PR_SET_PDEATHSIG = 1
 _SCRATCH_LOCK, _FOLDER_LOCK = ".alive", ".quantrim.lock"
 #: Folders younger than this may not have their lock yet, seconds.
@@ -79,6 +81,11 @@ def sweep() -> int:
         with contextlib.suppress(OSError):  # somebody else's, or another process sweeps it right now
             state = folder.lstat()
             if state.st_uid != os.getuid() or time.time() - state.st_mtime < _YOUNG_S:
+                continue
+            if len(folder.name) == len(_PREFIX) + _RANDOM and not any(folder.iterdir()):
+                # its process was killed before it had the lock
+                folder.rmdir()
+                removed += 1
                 continue
             handle = os.open(folder / _SCRATCH_LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:

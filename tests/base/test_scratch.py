@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,6 +59,16 @@ def test_a_foreign_folder_of_a_similar_name_is_left_alone(tmp_path, monkeypatch)
     os.utime(tmp_path / "quantrim-notes", (LONG_AGO, LONG_AGO))
     assert sweep() == 0
     assert (tmp_path / "quantrim-notes").is_dir()
+
+
+def test_a_folder_that_was_made_but_never_locked_goes(tmp_path, monkeypatch):
+    """Its process was killed between the two."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made = Path(tempfile.mkdtemp(prefix="quantrim-"))
+    assert sweep() == 0  # it may be about to be locked
+    os.utime(made, (LONG_AGO, LONG_AGO))
+    assert sweep() == 1
+    assert not made.exists()
 
 
 def test_a_second_process_is_refused_while_the_first_writes_and_let_in_afterwards(tmp_path):
