@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torchvision
 
-from quantrim.cli.target import differences
 from quantrim.engines import EngineName, open_session
 from quantrim.engines.machine import describe_machine
 from quantrim.files import write_json
@@ -28,7 +27,7 @@ from quantrim.placement import Plan, place
 from quantrim.post_training import ptq
 from quantrim.probing import learn_target
 from quantrim.rewrites.duel import duel
-from quantrim.targets import TARGETS, Target, save_target
+from quantrim.targets import TARGETS, Target, differences, save_target
 
 MODELS = (
     "alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121",

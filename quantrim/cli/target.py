@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated, cast
 
 import typer
 
 from quantrim.cli.options import Command, ThreadsOption
 from quantrim.cli.output import JsonOption, console_for, emit_json
 from quantrim.cli.remote import OnOption, run_there
-
-if TYPE_CHECKING:
-    from quantrim.targets import Target
 
 app = typer.Typer(
     help="Rules of an engine: where quantizers stand for it.", no_args_is_help=True, rich_markup_mode=None
@@ -36,7 +33,7 @@ def learn(
     """
     from quantrim.engines import EngineName, installed_engines
     from quantrim.probing import Answer, learn_target
-    from quantrim.targets import save_target
+    from quantrim.targets import differences, save_target
 
     if on:
         run_there(context, on, json_target)
@@ -58,26 +55,3 @@ def learn(
     emit_json(
         {"command": "target learn", "output": str(output), "answers": said, "differs": lines}, json_target
     )
-
-
-def differences(target: Target) -> list[str]:
-    """How a target differs from the one that quantrim brings for the same engines, a line a field."""
-    from dataclasses import fields
-
-    from quantrim.targets import TARGETS
-
-    known = next((one for one in TARGETS.values() if set(one.engines) == set(target.engines)), None)
-    if known is None:
-        return []
-    found = []
-    for name in (field.name for field in fields(known)):
-        mine, theirs = getattr(target, name), getattr(known, name)
-        if name in ("name", "engines", "notes") or mine == theirs:
-            continue
-        if isinstance(mine, frozenset):
-            more, less = ", ".join(sorted(mine - theirs)), ", ".join(sorted(theirs - mine))
-            said = "; ".join(filter(None, (more and f"also {more}", less and f"not {less}")))
-        else:
-            said = f"{mine} instead of {theirs}"
-        found.append(f"unlike target {known.name}: {name}: {said}")
-    return found

@@ -1,5 +1,6 @@
 """What each engine runs in INT8, one file of data an engine."""
 
+from dataclasses import fields
 from pathlib import Path
 
 from quantrim.errors import ConfigError, did_you_mean
@@ -27,6 +28,25 @@ def target_named(name: str) -> Target:
     return TARGETS[name]
 
 
+def differences(target: Target) -> list[str]:
+    """How a target differs from the one that quantrim brings for the same engines, a line a field."""
+    known = next((one for one in TARGETS.values() if set(one.engines) == set(target.engines)), None)
+    if known is None:
+        return []
+    found = []
+    for name in (field.name for field in fields(known)):
+        mine, theirs = getattr(target, name), getattr(known, name)
+        if name in ("name", "engines", "notes") or mine == theirs:
+            continue
+        if isinstance(mine, frozenset):
+            more, less = ", ".join(sorted(mine - theirs)), ", ".join(sorted(theirs - mine))
+            said = "; ".join(filter(None, (more and f"also {more}", less and f"not {less}")))
+        else:
+            said = f"{mine} instead of {theirs}"
+        found.append(f"unlike target {known.name}: {name}: {said}")
+    return found
+
+
 __all__ = [
     "ONNXRUNTIME",
     "OPENVINO",
@@ -34,6 +54,7 @@ __all__ = [
     "TARGETS",
     "TENSORRT",
     "Target",
+    "differences",
     "load_target",
     "save_target",
     "target_named",

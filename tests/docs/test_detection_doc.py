@@ -17,19 +17,10 @@ from quantrim.detection import decoder_from, thresholds_from
 from quantrim.vision.config import build_model, load_config
 from quantrim.vision.data.scenes import Scenes
 from quantrim.vision.models.resolve import MODELS, model_from_spec
+from tests.cli.test_detectors_smaller import CONFIG as TINY
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "detection.md").read_text(encoding="utf-8")
-TINY = """
-batch_size: 2
-iters: 2
-train_dataset: &data {type: SyntheticScenes, count: 4, size: 64, transforms: [{type: Normalize}]}
-val_dataset: {<<: *data, mode: val}
-optimizer: {type: adamw}
-lr_scheduler: {type: CosineAnnealingDecay, learning_rate: 0.001}
-test_config: {metric: VOC}
-model: {type: YOLOv3MobileNetV1, scale: 0.125}
-"""
 #: What is added so that a command takes seconds.
 SHORTER = {
     "ptq": ["--samples", "2"],

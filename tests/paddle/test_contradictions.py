@@ -10,6 +10,7 @@ from torch import nn
 from quantrim.errors import ConfigError
 from quantrim.paddle import PostTrainingQuantization, quant_aware
 from quantrim.paddle.settings import config_from_paddle
+from tests.paddle.test_settings import PADDLESEG
 
 PACT = {"activation_preprocess_type": "PACT"}
 LISTED = {"quantizable_layer_type": ["Conv2D"], "quantize_op_types": ["conv2d"]}
@@ -37,20 +38,7 @@ def test_settings_that_contradict_each_other_are_refused(settings, field):
 
 
 def test_the_tutorials_dictionary_with_every_key_is_taken():
-    assert config_from_paddle(
-        {
-            "weight_preprocess_type": None,
-            "activation_preprocess_type": "PACT",
-            "weight_quantize_type": "channel_wise_abs_max",
-            "activation_quantize_type": "moving_average_abs_max",
-            "weight_bits": 8,
-            "activation_bits": 8,
-            "dtype": "int8",
-            "window_size": 10000,
-            "moving_rate": 0.9,
-            "quantizable_layer_type": ["Conv2D", "Linear"],
-        }
-    )
+    assert config_from_paddle(PADDLESEG | PACT)
 
 
 def test_the_evaluation_view_takes_the_same_settings_and_no_others():
